@@ -1,1 +1,40 @@
-//! envs
+//! The environment contract, its vectorised forms, and the simulators behind it.
+//!
+//! # Shape legend
+//!
+//! Used in every comment of the repository: `B` batch, `N` envs, `G` group, `T` time, `T_o T_p T_a` horizons seen,
+//! predicted and executed, `D` action, `P` proprio, `H W C` image, `E` critics.
+//!
+//! # Layers
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`Env`], [`Observation`], [`ActionChunk`], [`Step`], [`EnvSpec`] | the contract, after Gymnasium 1.x |
+//! | [`seeding`] | [`SeedTree`]: every random draw of a run, addressed by name |
+//! | [`vec`] | [`VecEnv`]: many environments behind `send` and `recv` |
+//! | [`wrappers`] | time limit, fault injection |
+
+mod action;
+mod convention;
+mod env;
+mod episode;
+mod error;
+mod observation;
+mod space;
+
+pub mod rotation;
+pub mod seeding;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod vec;
+pub mod wrappers;
+
+pub use action::ActionChunk;
+pub use convention::{ActionConvention, ControlMode, GripperConvention, ReferenceFrame};
+pub use env::{ChunkStep, Env, EnvSpec, FrameRequest, ResetOptions, ResetRequest, Step};
+pub use episode::EpisodeEnd;
+pub use error::EnvError;
+pub use observation::{Frame, Info, Observation, Privileged, PrivilegedLayout};
+pub use seeding::SeedTree;
+pub use space::{BoxSpace, ImageSpace, ObservationSpace};
+pub use vec::{EnvFactory, EnvId, PerEnv, Reply, Request, VecEnv};

@@ -1,0 +1,7 @@
+//! The few wrappers there are; each adds its name to [`EnvSpec::wrappers`](crate::EnvSpec::wrappers).
+
+mod fault;
+mod time_limit;
+
+pub use fault::{FaultInjector, FaultKind, FaultPlan};
+pub use time_limit::TimeLimit;
