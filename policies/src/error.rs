@@ -1,0 +1,37 @@
+//! What can go wrong in a policy.
+
+use thiserror::Error;
+
+/// A policy's failure.
+#[non_exhaustive]
+#[derive(Clone, Debug, Error)]
+pub enum PolicyError {
+    /// The observation lacks something that this policy needs.
+    #[error("find `{what}` in the observation: {remedy}")]
+    Missing {
+        /// The missing part.
+        what: String,
+        /// How to get it.
+        remedy: String,
+    },
+    /// The policy does not know this task.
+    #[error("act in `{task}`: {detail}")]
+    UnsupportedTask {
+        /// The task or instruction.
+        task: String,
+        /// What is supported.
+        detail: String,
+    },
+    /// A setting or a file of the policy is wrong.
+    #[error("{detail}")]
+    Config {
+        /// What is wrong and the remedy.
+        detail: String,
+    },
+    /// The policy computed a non-finite number.
+    #[error("act: `{tensor}` is not finite")]
+    NonFinite {
+        /// What was not finite.
+        tensor: String,
+    },
+}

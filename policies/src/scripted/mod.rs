@@ -1,0 +1,1 @@
+//! Experts that act from the simulator's true state.
