@@ -1,1 +1,16 @@
-//! placeholder
+//! The loops that run policies in environments; owns threads and files.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`evaluate`] | the evaluation loop: every episode once, faults retried, results a function of the seed alone |
+//! | [`EpisodeRecord`] | what is kept of an episode |
+//! | [`stop`] | Ctrl-C and SIGTERM as a flag that loops look at |
+
+mod error;
+pub mod evaluate;
+mod record;
+pub mod stop;
+
+pub use error::TrainerError;
+pub use evaluate::{Episode, EvaluateOptions, evaluate};
+pub use record::{EpisodeRecord, FaultNote, MetricRange, Status, TraceHash};
