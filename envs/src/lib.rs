@@ -22,6 +22,7 @@ mod error;
 mod observation;
 mod space;
 
+pub mod pusht;
 pub mod rotation;
 pub mod seeding;
 #[cfg(any(test, feature = "testing"))]
