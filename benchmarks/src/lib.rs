@@ -1,1 +1,15 @@
-//! benchmarks
+//! Protocols, ledger, statistics and reports: success rates that can be trusted.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`suites`] | what is run: tasks, episodes, environments and policies of a suite |
+//! | [`ledger`] | each (task, trial) exactly once, on disk; every number is recomputed from it |
+//! | [`cpu`] | CPU time of this process and its children |
+
+mod error;
+
+pub mod cpu;
+pub mod ledger;
+pub mod suites;
+
+pub use error::BenchError;

@@ -1,0 +1,77 @@
+//! CPU time of this process and of its children, from the kernel's own accounts.
+
+use crate::BenchError;
+
+/// CPU seconds, user and system together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CpuTime {
+    /// This process, all threads.
+    pub own_secs: f64,
+    /// Children that have ended and been waited for, and theirs.
+    pub children_secs: f64,
+}
+
+impl CpuTime {
+    /// What has been used so far.
+    ///
+    /// # Errors
+    /// [`BenchError::Usage`] where `/proc` is not Linux's.
+    pub fn now() -> Result<Self, BenchError> {
+        Self::of_stat("/proc/self/stat")
+    }
+
+    /// What a living process has used so far.
+    ///
+    /// # Errors
+    /// [`BenchError::Usage`] if there is no such process.
+    pub fn of(pid: u32) -> Result<Self, BenchError> {
+        Self::of_stat(&format!("/proc/{pid}/stat"))
+    }
+
+    fn of_stat(path: &str) -> Result<Self, BenchError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| BenchError::usage(format!("read {path}: {e}")))?;
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        parse(&text, ticks)
+            .ok_or_else(|| BenchError::usage(format!("read {path}: not the layout of proc(5)")))
+    }
+
+    /// Own and children's together.
+    pub fn total(self) -> f64 {
+        self.own_secs + self.children_secs
+    }
+}
+
+/// Fields 14 to 17 of proc(5): utime, stime, cutime, cstime. The name in field 2 may hold blanks and brackets.
+fn parse(stat: &str, ticks: f64) -> Option<CpuTime> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let fields: Vec<f64> =
+        after_name.split_whitespace().skip(11).take(4).filter_map(|f| f.parse().ok()).collect();
+    let [user, system, child_user, child_system] = fields[..] else { return None };
+    Some(CpuTime {
+        own_secs: (user + system) / ticks,
+        children_secs: (child_user + child_system) / ticks,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_is_no_trap() {
+        let stat = "7 (a) b) c) R 1 7 7 0 -1 4194304 90 0 0 0 150 50 20 5 20 0 1 0 9 0 0";
+        assert_eq!(parse(stat, 100.0), Some(CpuTime { own_secs: 2.0, children_secs: 0.25 }));
+        assert_eq!(parse("nonsense", 100.0), None);
+    }
+
+    #[test]
+    fn work_shows_up() {
+        let before = CpuTime::now().unwrap().own_secs;
+        let mut x = 0u64;
+        while CpuTime::now().unwrap().own_secs < before + 0.05 {
+            x = std::hint::black_box(x.wrapping_mul(3).wrapping_add(1));
+        }
+        assert!(CpuTime::of(std::process::id()).unwrap().own_secs >= before + 0.05);
+    }
+}
