@@ -13,21 +13,30 @@
 //! Florence et al., *Implicit Behavioral Cloning*, 2021; Chi et al., *Diffusion Policy*, 2023; gym-pusht 0.1.8
 //! (Hugging Face), which fixes every number here.
 
+mod config;
 mod contacts;
 mod coverage;
+mod env;
+mod frames;
 mod geometry;
 mod numpy;
+mod raster;
 mod recording;
+mod render;
 mod replay;
 mod reset;
 mod scene;
 
+pub use config::{PushtConfig, PushtObs, PushtSeeding};
 pub use coverage::{SUCCESS_COVERAGE, coverage, reward};
+pub use env::{CAMERA, MAX_EPISODE_STEPS, PushtEnv};
 pub use geometry::{
     AGENT_RADIUS, ARENA_SIZE, BLOCK_AREA, CENTRE_OF_GRAVITY, GOAL, Point, Pose, RECTANGLES,
     WALL_MAX, WALL_MIN, sin_cos, wrap_angle,
 };
 pub use recording::{RecordedCase, Recording};
-pub use replay::{CaseReport, ErrorSummary, FrameReport, GroupReport, ReplayReport, replay, rerun};
+pub use replay::{
+    CaseReport, ErrorSummary, FrameReport, GroupReport, ReplayReport, replay, replay_file, rerun,
+};
 pub use reset::InitialState;
 pub use scene::{DT, SUB_STEPS, Scene, SceneState};

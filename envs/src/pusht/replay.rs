@@ -6,14 +6,17 @@
 //! chaotic (a grazing contact turns 0.01 px into 100 px).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::coverage::{coverage, reward};
+use super::frames;
 use super::geometry::{Point, Pose, wrap_angle};
 use super::recording::{RecordedCase, Recording};
 use super::reset::InitialState;
 use super::scene::{Scene, SceneState};
+use crate::EnvError;
 
 /// What a replay found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,6 +109,19 @@ pub struct FrameReport {
     pub exact_pixels: f64,
 }
 
+/// Replays a recording file and compares. Frames are compared with `frames` or, if that is `None`, with a `frames.npz`
+/// beside the recording, if there is one (arrays `<case>_frames` `[K, H, W, 3]` u8 and `<case>_idx` `[K]` i64).
+///
+/// # Errors
+/// [`EnvError::File`] if a file cannot be read or has another layout.
+pub fn replay_file(path: &Path, frames: Option<&Path>) -> Result<ReplayReport, EnvError> {
+    let recording = Recording::read(path)?;
+    let beside = path.with_file_name("frames.npz");
+    let frames = frames.or_else(|| beside.is_file().then_some(beside.as_path()));
+    let frames = frames.map(|file| frames::compare(file, &recording)).transpose()?;
+    Ok(ReplayReport { frames, ..replay(&recording) })
+}
+
 /// Replays a recording in memory and compares all but frames.
 pub fn replay(recording: &Recording) -> ReplayReport {
     let replays: Vec<CaseReplay> = recording.cases.iter().map(CaseReplay::new).collect();
@@ -131,7 +147,7 @@ pub fn rerun(recording: &Recording) -> Recording {
 
 /// Name and version of what decides a trajectory.
 pub(super) fn engine() -> &'static str {
-    concat!("simloop pusht ", env!("CARGO_PKG_VERSION"), ", rapier3d 0.36.1 (enhanced-determinism)")
+    concat!("simloop pusht ", env!("CARGO_PKG_VERSION"), ", rapier3d (enhanced-determinism)")
 }
 
 struct CaseReplay {
@@ -151,9 +167,9 @@ impl CaseReplay {
             let (ours, theirs) = (scene.state(), case.state(t + 1));
             let error = keypoint_distance(&ours.block, &theirs.block);
             if case.touched(t) {
-                contact.push(error)
+                contact.push(error);
             } else {
-                free.push(error)
+                free.push(error);
             }
             agent = agent.max(distance(ours.agent, theirs.agent));
         }

@@ -110,7 +110,7 @@ impl Scene {
         let block_body = world.insert_body(block);
         for [a, _, c, _] in RECTANGLES {
             let half = [metres((c[0] - a[0]) / 2.0), metres((c[1] - a[1]) / 2.0)];
-            let centre = [metres((a[0] + c[0]) / 2.0), metres((a[1] + c[1]) / 2.0)];
+            let centre = [metres(f64::midpoint(a[0], c[0])), metres(f64::midpoint(a[1], c[1]))];
             let part = ColliderBuilder::cuboid(half[0], half[1], HALF_DEPTH_M).density(0.0);
             let part = inelastic(part).translation(Vector::new(centre[0], centre[1], 0.0));
             world.insert_collider(part, Some(block_body));
