@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`Env`], [`Observation`], [`ActionChunk`], [`Step`], [`EnvSpec`] | the contract, after Gymnasium 1.x |
 //! | [`seeding`] | [`SeedTree`]: every random draw of a run, addressed by name |
+//! | [`bridge`] | one environment in a child process, whatever language the child is written in |
 //! | [`vec`] | [`VecEnv`]: many environments behind `send` and `recv` |
 //! | [`wrappers`] | time limit, fault injection |
 
@@ -22,6 +23,7 @@ mod error;
 mod observation;
 mod space;
 
+pub mod bridge;
 pub mod pusht;
 pub mod rotation;
 pub mod seeding;

@@ -59,6 +59,13 @@ impl PrivilegedLayout {
         self.len == 0
     }
 
+    /// Field names in the order of the vector, each with its length: what [`new`](Self::new) was given.
+    pub fn segments(&self) -> impl Iterator<Item = (&str, usize)> {
+        let mut ordered: Vec<_> = self.fields.iter().collect();
+        ordered.sort_by_key(|(_, place)| **place);
+        ordered.into_iter().map(|(name, &(_, len))| (name.as_str(), len))
+    }
+
     /// Field names in alphabetical order, each with its length.
     pub fn fields(&self) -> impl Iterator<Item = (&str, usize)> {
         self.fields.iter().map(|(name, &(_, len))| (name.as_str(), len))
