@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`suites`] | what is run: tasks, episodes, environments and policies of a suite |
 //! | [`ledger`] | each (task, trial) exactly once, on disk; every number is recomputed from it |
+//! | [`video`] | MP4 or GIF of an episode, thumbnails |
 //! | [`cpu`] | CPU time of this process and its children |
 
 mod error;
@@ -11,5 +12,6 @@ mod error;
 pub mod cpu;
 pub mod ledger;
 pub mod suites;
+pub mod video;
 
 pub use error::BenchError;

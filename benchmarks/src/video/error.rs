@@ -1,0 +1,37 @@
+//! What can go wrong while a video is written.
+
+use std::path::PathBuf;
+
+/// Why a video or a thumbnail could not be written. The messages fit after "failed to".
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VideoError {
+    /// A frame that is no `[H, W, 3]` image, or is smaller or larger than the encoder takes.
+    #[error("encode a frame of shape {got:?}: {expected}")]
+    Shape {
+        /// `[H, W, C]` of the frame.
+        got: [usize; 3],
+        /// What would have been right.
+        expected: String,
+    },
+    /// `fps` is not a finite number in (0, 1000].
+    #[error("write a video at {fps} frames per second: it must lie in (0, 1000]")]
+    Fps {
+        /// Frames per second asked for.
+        fps: f64,
+    },
+    /// The video ended before its first frame.
+    #[error("write a video without frames")]
+    Empty,
+    /// The file system said no.
+    #[error("write {path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// The encoder or the container writer said no.
+    #[error("encode a frame: {0}")]
+    Encoder(String),
+}
