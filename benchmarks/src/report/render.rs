@@ -1,0 +1,664 @@
+//! The page: what the template sees, limits, files.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use minijinja::{AutoEscape, Environment, context};
+use serde::Serialize;
+use simloop_trainers::Status;
+
+use super::plots::{Histogram, OutcomeCell, histogram, outcome_strip, running_rate, whisker};
+use super::svg::{base64, escape};
+use super::words;
+use crate::eval_info::{EVAL_INFO_FILE, render_eval_info};
+use crate::summary::{EpisodeRow, EvalSummary, TaskRow};
+
+/// The name of the page in a result folder.
+pub const REPORT_FILE: &str = "report.html";
+/// No report is larger.
+pub const MAX_BYTES: usize = 2 * 1024 * 1024;
+const TEMPLATE: &str = include_str!("template.html");
+/// Foreign text is cut after so many characters.
+const MAX_TEXT: usize = 400;
+/// The name of an axis after so many: it cannot wrap.
+const MAX_AXIS_TEXT: usize = 24;
+/// Columns of an outcome strip: 325 pixels fit a phone.
+const STRIP_COLUMNS: usize = 25;
+const STEP_BINS: usize = 30;
+const METRIC_BINS: usize = 40;
+
+/// How much of each long list is shown.
+#[derive(Clone, Copy)]
+struct Limits {
+    tasks: usize,
+    strips: usize,
+    strip_cells: usize,
+    failures: usize,
+    errors: usize,
+    thumbnail_bytes: usize,
+}
+
+/// Tried in turn until the page is small enough.
+const LIMITS: [Limits; 3] = [
+    Limits {
+        tasks: 300,
+        strips: 130,
+        strip_cells: 6000,
+        failures: 60,
+        errors: 60,
+        thumbnail_bytes: 1_200_000,
+    },
+    Limits {
+        tasks: 150,
+        strips: 60,
+        strip_cells: 2000,
+        failures: 40,
+        errors: 30,
+        thumbnail_bytes: 300_000,
+    },
+    Limits {
+        tasks: 50,
+        strips: 20,
+        strip_cells: 500,
+        failures: 20,
+        errors: 10,
+        thumbnail_bytes: 0,
+    },
+];
+
+/// The page, as HTML of at most [`MAX_BYTES`]. A pure function of the summary.
+///
+/// # Errors
+/// [`std::io::ErrorKind::InvalidData`] if even the shortest page is too large, which takes megabytes of notes or
+/// fingerprints.
+pub fn render_report(summary: &EvalSummary) -> std::io::Result<String> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    // The built-in escaping also replaces every slash, which makes commands and paths in the source unreadable.
+    environment.set_formatter(|out, _, value| {
+        if value.is_undefined() || value.is_none() {
+            return Ok(());
+        }
+        let text = value.to_string();
+        let written =
+            if value.is_safe() { out.write_str(&text) } else { out.write_str(&escape(&text)) };
+        written.map_err(|_| minijinja::ErrorKind::WriteFailure.into())
+    });
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    let template = environment.template_from_str(TEMPLATE).map_err(std::io::Error::other)?;
+    for limits in LIMITS {
+        let page = template
+            .render(context! { page => Page::new(summary, limits) })
+            .map_err(std::io::Error::other)?;
+        if page.len() <= MAX_BYTES {
+            return Ok(page);
+        }
+    }
+    let what = format!("the report is larger than {MAX_BYTES} bytes; shorten notes or fingerprint");
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
+}
+
+/// Writes [`REPORT_FILE`] and [`EVAL_INFO_FILE`] into the result folder `dir`, each whole or not at all.
+///
+/// # Errors
+/// As [`render_report`], and what the file system says.
+pub fn write_results(dir: &Path, summary: &EvalSummary) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let files =
+        [(EVAL_INFO_FILE, render_eval_info(summary)), (REPORT_FILE, render_report(summary)?)];
+    for (name, text) in files {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(text.as_bytes())?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
+        file.persist(dir.join(name)).map_err(|error| error.error)?;
+    }
+    Ok(())
+}
+
+/// Everything the template reads. Plain text is escaped there; fields named `svg` or `*_svg` are markup.
+#[derive(Serialize)]
+struct Page<'a> {
+    title: String,
+    facts_line: Vec<String>,
+    rate: Option<String>,
+    withheld: Option<String>,
+    sentence: String,
+    interval: Option<String>,
+    errors_sentence: Option<String>,
+    headline_svg: String,
+    facts: Vec<Fact>,
+    reading: Vec<String>,
+    plots: Vec<Plot>,
+    strips: Vec<Strip>,
+    strips_left_out: Option<String>,
+    protocol: String,
+    numbers: Vec<NumberRow>,
+    metric_names: Vec<&'a str>,
+    tasks: Vec<TaskLine>,
+    tasks_left_out: Option<String>,
+    macro_line: Option<MacroLine>,
+    failures: Vec<Card>,
+    failures_left_out: Option<String>,
+    no_failures: Option<&'static str>,
+    errors: Vec<ErrorLine>,
+    errors_left_out: Option<String>,
+    fingerprint: Vec<(String, String)>,
+    command_words: Vec<&'a str>,
+    seed: u64,
+    ledger_digest: &'a str,
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Fact {
+    name: &'static str,
+    value: String,
+    note: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Plot {
+    heading: String,
+    caption: String,
+    svg: String,
+}
+
+#[derive(Serialize)]
+struct Strip {
+    label: String,
+    score: String,
+    described: String,
+    svg: String,
+}
+
+#[derive(Serialize)]
+struct NumberRow {
+    name: String,
+    value: String,
+    source: Vec<Piece>,
+}
+
+/// A piece of text, perhaps a link.
+#[derive(Serialize)]
+struct Piece {
+    text: String,
+    href: Option<String>,
+}
+
+#[derive(Serialize)]
+struct TaskLine {
+    key: String,
+    instruction: String,
+    score: String,
+    rate: String,
+    interval: String,
+    errors: u64,
+    steps: String,
+    ret: String,
+    metrics: Vec<String>,
+    whisker_svg: String,
+}
+
+#[derive(Serialize)]
+struct MacroLine {
+    rate: String,
+    interval: String,
+    resamples: String,
+    whisker_svg: String,
+}
+
+#[derive(Serialize)]
+struct Card {
+    task: String,
+    instruction: String,
+    trial: u32,
+    facts: String,
+    seed: String,
+    video: Option<String>,
+    image: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ErrorLine {
+    task: String,
+    trial: u32,
+    seed: String,
+    class: String,
+    detail: String,
+    attempts: u32,
+}
+
+impl<'a> Page<'a> {
+    fn new(summary: &'a EvalSummary, limits: Limits) -> Self {
+        let headline = &summary.headline;
+        let metric_names = metric_names(summary);
+        let (strips, strips_left_out) = strips(summary, limits);
+        let (failures, failures_left_out) = failures(summary, limits);
+        let (errors, errors_left_out) = errors(summary, limits);
+        let shown_tasks = summary.tasks.len().min(limits.tasks);
+        let withheld = headline.withheld.clone();
+        Self {
+            title: cut(&summary.title),
+            facts_line: facts_line(summary),
+            rate: headline.rate.filter(|_| withheld.is_none()).map(words::percent),
+            withheld,
+            sentence: words::headline(headline),
+            interval: words::headline_interval(headline),
+            errors_sentence: words::errors(headline),
+            headline_svg: whisker(headline.rate, headline.wilson95, true),
+            facts: facts(summary),
+            reading: reading(summary),
+            plots: plots(summary),
+            strips,
+            strips_left_out,
+            protocol: format!("{} {}", cut(&summary.protocol.name), cut(&summary.protocol.version)),
+            numbers: summary
+                .protocol
+                .numbers
+                .iter()
+                .map(|n| NumberRow {
+                    name: cut(&n.name),
+                    value: cut(&n.value),
+                    source: pieces(&n.source),
+                })
+                .collect(),
+            tasks: summary.tasks[..shown_tasks]
+                .iter()
+                .map(|t| task_line(t, &metric_names))
+                .collect(),
+            tasks_left_out: left_out(summary.tasks.len() - shown_tasks, "task", "eval_info.json"),
+            metric_names,
+            macro_line: summary.macro_mean.map(|m| MacroLine {
+                rate: words::percent(m.mean),
+                interval: words::interval(m.bootstrap95),
+                resamples: words::thousands(u64::from(m.resamples)),
+                whisker_svg: whisker(Some(m.mean), Some(m.bootstrap95), false),
+            }),
+            failures,
+            failures_left_out,
+            no_failures: no_failures(summary),
+            errors,
+            errors_left_out,
+            fingerprint: summary.fingerprint.iter().map(|(k, v)| (cut(k), cut(v))).collect(),
+            command_words: summary.command.split(' ').collect(),
+            seed: summary.seed,
+            ledger_digest: &summary.ledger_digest,
+            notes: &summary.notes,
+        }
+    }
+}
+
+fn facts_line(summary: &EvalSummary) -> Vec<String> {
+    let mut line = vec![
+        cut(&summary.suite),
+        format!("policy {}", cut(&summary.policy)),
+        format!("protocol {} {}", cut(&summary.protocol.name), cut(&summary.protocol.version)),
+    ];
+    line.extend(summary.started.as_deref().map(cut));
+    line
+}
+
+fn facts(summary: &EvalSummary) -> Vec<Fact> {
+    let headline = &summary.headline;
+    let fact =
+        |name, value, note: Option<&str>| Fact { name, value, note: note.map(str::to_owned) };
+    let mut facts = vec![
+        fact("Episodes completed", words::thousands(headline.completed), None),
+        fact("Errors", words::thousands(headline.errors), Some("faults, not failures")),
+    ];
+    if let Some(mean) = headline.posterior_mean {
+        facts.push(fact("Posterior mean", words::percent(mean), Some("from a uniform prior")));
+    }
+    if let Some(macro_mean) = summary.macro_mean {
+        facts.push(Fact {
+            name: "Mean over tasks",
+            value: words::percent(macro_mean.mean),
+            note: Some(words::interval(macro_mean.bootstrap95)),
+        });
+    }
+    facts.push(fact("Wall time", words::duration(summary.elapsed_secs), None));
+    let speed = &summary.throughput;
+    if let Some(steps) = speed.env_steps_per_sec {
+        facts.push(fact("Steps per second", words::number(steps), Some("all workers")));
+    }
+    if let Some(episodes) = speed.episodes_per_min {
+        facts.push(fact("Episodes per minute", words::number(episodes), None));
+    }
+    if let Some(secs) = speed.secs_per_decision {
+        facts.push(fact("Policy, per decision", words::duration(secs), None));
+    }
+    facts
+}
+
+fn reading(summary: &EvalSummary) -> Vec<String> {
+    let headline = &summary.headline;
+    let mut text = vec![
+        "The interval holds the true success rates that fit what was seen: of intervals made this way, about 95 in \
+         100 contain the true rate. It covers the luck of these episodes alone, not another simulator, protocol or \
+         robot."
+            .to_owned(),
+    ];
+    if let Some(ci) = headline.wilson95 {
+        text.push(format!(
+            "From {} the rate is known to about \u{b1}{} percentage points. Four times as many episodes would halve \
+             that.",
+            words::count(headline.completed, "episode"),
+            words::number((ci.high - ci.low) * 50.0)
+        ));
+    }
+    text.push(
+        "To tell two policies apart, run both on the same seeds and give the two folders to bench compare. Looking at \
+         whether two intervals overlap is no test, and rates measured under different protocols are no comparison."
+            .to_owned(),
+    );
+    text.push(
+        "An error is a fault of the simulator or a worker that stayed after every retry. It is no verdict on the \
+         policy, so it counts neither way; above 1\u{a0}% of errors no headline is given."
+            .to_owned(),
+    );
+    text
+}
+
+fn plots(summary: &EvalSummary) -> Vec<Plot> {
+    let of = |status: Status, value: &dyn Fn(&EpisodeRow) -> Option<f64>| -> Vec<f64> {
+        summary.episodes.iter().filter(|e| e.status == status).filter_map(value).collect()
+    };
+    let mut plots = Vec::new();
+    let running = running_rate(&summary.running);
+    if !running.is_empty() {
+        plots.push(Plot {
+            heading: "Success rate as episodes came in".to_owned(),
+            caption: "The band is an anytime-valid 95\u{a0}% confidence sequence: with 95\u{a0}% probability it holds \
+                      the true rate at all times at once, so it may be looked at whenever one likes. That makes it \
+                      wider than the interval above."
+                .to_owned(),
+            svg: running,
+        });
+    }
+    let steps = |e: &EpisodeRow| Some(f64::from(e.steps));
+    let longest = summary.episodes.iter().map(|e| e.steps).max().unwrap_or(0);
+    if longest > 0 {
+        plots.push(Plot {
+            heading: "Episode length".to_owned(),
+            caption: "Environment steps of completed episodes. A failure usually runs into the step limit.".to_owned(),
+            svg: histogram(&Histogram {
+                successes: &of(Status::Success, &steps),
+                failures: &of(Status::Failure, &steps),
+                range: (0.0, f64::from(longest)),
+                bins: STEP_BINS,
+                label: "steps",
+            }),
+        });
+    }
+    if let Some((heading, caption, label, value)) = distribution(summary) {
+        let (successes, failures) = (of(Status::Success, &*value), of(Status::Failure, &*value));
+        let all = || successes.iter().chain(&failures).copied().filter(|v| v.is_finite());
+        let (low, high) = (all().fold(f64::MAX, f64::min), all().fold(f64::MIN, f64::max));
+        // Fractions keep their natural axis; a single value gets some room.
+        let range = match (low, high) {
+            (low, high) if low >= 0.0 && high <= 1.0 => (0.0, 1.0),
+            (low, high) if high > low => (low.min(0.0), high),
+            (low, _) => (low - 0.5, low + 0.5),
+        };
+        plots.push(Plot {
+            heading,
+            caption,
+            svg: histogram(&Histogram {
+                successes: &successes,
+                failures: &failures,
+                range,
+                bins: METRIC_BINS,
+                label: &label,
+            }),
+        });
+    }
+    plots
+}
+
+type ValueOf = Box<dyn Fn(&EpisodeRow) -> Option<f64>>;
+
+/// What besides success is worth a histogram: `PushT`'s coverage, else the first metric, else the return if it is more
+/// than success in disguise. As heading, caption, axis label and value.
+fn distribution(summary: &EvalSummary) -> Option<(String, String, String, ValueOf)> {
+    let names = metric_names(summary);
+    let name = names.iter().find(|name| **name == "coverage").or(names.first());
+    if let Some(name) = name {
+        let name = (*name).to_owned();
+        let shown: String = name.chars().take(MAX_AXIS_TEXT).collect::<String>().replace('_', " ");
+        let label = format!("max {shown}");
+        let caption = format!("The largest {shown} of each completed episode.");
+        let value = move |e: &EpisodeRow| e.metrics.get(&name).map(|range| range.max);
+        return Some((format!("How close it came: {label}"), caption, label, Box::new(value)));
+    }
+    let completed = || summary.episodes.iter().filter(|e| e.status != Status::Error);
+    let mut returns: Vec<f64> = completed().map(|e| e.ret).collect();
+    returns.sort_by(f64::total_cmp);
+    returns.dedup();
+    (returns.len() > 2).then(|| {
+        let caption = "The undiscounted sum of rewards of each completed episode.".to_owned();
+        let value: ValueOf = Box::new(|e: &EpisodeRow| Some(e.ret));
+        ("Return".to_owned(), caption, "return".to_owned(), value)
+    })
+}
+
+fn metric_names(summary: &EvalSummary) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        summary.tasks.iter().flat_map(|task| task.metrics.keys().map(String::as_str)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn strips(summary: &EvalSummary, limits: Limits) -> (Vec<Strip>, Option<String>) {
+    let mut strips = Vec::new();
+    let mut cells_left = limits.strip_cells;
+    for task in summary.tasks.iter().take(limits.strips) {
+        let cells: Vec<OutcomeCell> = summary
+            .episodes
+            .iter()
+            .filter(|e| e.task == task.key)
+            .take(cells_left)
+            .map(|e| OutcomeCell {
+                status: e.status,
+                tip: format!(
+                    "trial {}: {}, {}",
+                    e.trial,
+                    status_word(e.status),
+                    words::count(u64::from(e.steps), "step")
+                ),
+                href: e.video.as_deref().and_then(link),
+            })
+            .collect();
+        if cells.is_empty() {
+            continue;
+        }
+        cells_left -= cells.len();
+        let label = if task.instruction.is_empty() { &task.key } else { &task.instruction };
+        let score = format!("{}/{}", task.successes, task.completed);
+        let described =
+            format!("{} of {} succeeded", task.successes, words::count(task.completed, "episode"));
+        // One plot per row lets a wide page put rows side by side.
+        let rows = cells.chunks(STRIP_COLUMNS).enumerate().map(|(row, cells)| {
+            let first = row * STRIP_COLUMNS;
+            let title = format!("episodes {} to {}", first + 1, first + cells.len());
+            outcome_strip(cells, STRIP_COLUMNS, &title)
+        });
+        let svg = rows.collect();
+        strips.push(Strip { label: cut(label), score, described, svg });
+    }
+    let shown = limits.strip_cells - cells_left;
+    (strips, left_out(summary.episodes.len().saturating_sub(shown), "episode", "ledger.jsonl"))
+}
+
+fn failures(summary: &EvalSummary, limits: Limits) -> (Vec<Card>, Option<String>) {
+    let mut bytes_left = limits.thumbnail_bytes;
+    let all: Vec<&EpisodeRow> =
+        summary.episodes.iter().filter(|e| e.status == Status::Failure).collect();
+    let cards = all.iter().take(limits.failures).map(|e| {
+        let mut facts = vec![words::count(u64::from(e.steps), "step")];
+        facts.extend(e.metrics.iter().map(|(name, range)| {
+            format!("max {} {}", cut(name).replace('_', " "), words::number(range.max))
+        }));
+        if e.attempts > 1 {
+            facts.push(format!("attempt {}", e.attempts));
+        }
+        let image = e.thumbnail.as_ref().filter(|png| png.len() <= bytes_left).map(|png| {
+            bytes_left -= png.len();
+            format!("data:image/png;base64,{}", base64(png))
+        });
+        let task = summary.tasks.iter().find(|task| task.key == e.task);
+        Card {
+            task: cut(&e.task),
+            instruction: task.map(|task| cut(&task.instruction)).unwrap_or_default(),
+            trial: e.trial,
+            facts: facts.join(", "),
+            seed: e.seed.to_string(),
+            video: e.video.as_deref().and_then(link),
+            image,
+        }
+    });
+    let cards: Vec<Card> = cards.collect();
+    let more = left_out(all.len() - cards.len(), "failure", "ledger.jsonl");
+    (cards, more)
+}
+
+fn errors(summary: &EvalSummary, limits: Limits) -> (Vec<ErrorLine>, Option<String>) {
+    let all: Vec<&EpisodeRow> =
+        summary.episodes.iter().filter(|e| e.status == Status::Error).collect();
+    let lines: Vec<ErrorLine> = all
+        .iter()
+        .take(limits.errors)
+        .map(|e| ErrorLine {
+            task: cut(&e.task),
+            trial: e.trial,
+            seed: e.seed.to_string(),
+            class: e.fault.as_ref().map_or_else(|| "unknown".to_owned(), |fault| cut(&fault.class)),
+            detail: e.fault.as_ref().map_or_else(String::new, |fault| cut(&fault.detail)),
+            attempts: e.attempts,
+        })
+        .collect();
+    let more = left_out(all.len() - lines.len(), "error", "ledger.jsonl");
+    (lines, more)
+}
+
+fn no_failures(summary: &EvalSummary) -> Option<&'static str> {
+    let failed = summary.headline.completed > summary.headline.successes;
+    match (failed, summary.headline.completed) {
+        (true, _) => None,
+        (false, 0) => Some("No episode was completed."),
+        (false, _) => Some("Every completed episode succeeded."),
+    }
+}
+
+fn task_line(task: &TaskRow, metric_names: &[&str]) -> TaskLine {
+    let optional = |value: Option<f64>| value.map_or_else(|| "\u{2013}".to_owned(), words::number);
+    TaskLine {
+        key: cut(&task.key),
+        instruction: cut(&task.instruction),
+        score: format!("{}/{}", words::thousands(task.successes), words::thousands(task.completed)),
+        rate: task.rate.map_or_else(|| "\u{2013}".to_owned(), words::percent),
+        interval: task.wilson95.map_or_else(|| "\u{2013}".to_owned(), words::interval),
+        errors: task.errors,
+        steps: optional(task.mean_steps),
+        ret: optional(task.mean_return),
+        metrics: metric_names
+            .iter()
+            .map(|name| optional(task.metrics.get(*name).copied()))
+            .collect(),
+        whisker_svg: whisker(task.rate, task.wilson95, false),
+    }
+}
+
+fn status_word(status: Status) -> &'static str {
+    match status {
+        Status::Success => "success",
+        Status::Failure => "failure",
+        Status::Error => "error",
+    }
+}
+
+fn left_out(n: usize, noun: &str, file: &str) -> Option<String> {
+    (n > 0).then(|| format!("{} more: see {file}.", words::count(n as u64, noun)))
+}
+
+/// `text`, at most [`MAX_TEXT`] characters of it.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => format!("{}\u{2026}", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// `path` as a relative link, percent-encoded; `None` if it would lead out of the result folder.
+fn link(path: &str) -> Option<String> {
+    if path.is_empty() || path.split('/').any(|part| part.is_empty() || part == "." || part == "..")
+    {
+        return None;
+    }
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                out.push(char::from(byte));
+            }
+            _ => super::svg::write_to(&mut out, format_args!("%{byte:02X}")),
+        }
+    }
+    Some(out)
+}
+
+/// Splits at spaces so that addresses become links.
+fn pieces(source: &str) -> Vec<Piece> {
+    let source = cut(source);
+    let mut pieces: Vec<Piece> = Vec::new();
+    for word in source.split_inclusive(char::is_whitespace) {
+        let address = word.trim_end().trim_end_matches([',', ';', '.', ')']);
+        if address.starts_with("https://") {
+            pieces.push(Piece { text: address.to_owned(), href: Some(address.to_owned()) });
+            pieces.push(Piece { text: word[address.len()..].to_owned(), href: None });
+        } else {
+            pieces.push(Piece { text: word.to_owned(), href: None });
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_inside_the_result_folder() {
+        assert_eq!(
+            link("videos/task0003_ep0012_failure.mp4").unwrap(),
+            "videos/task0003_ep0012_failure.mp4"
+        );
+        assert_eq!(link("javascript:alert(1)").unwrap(), "javascript%3Aalert%281%29");
+        assert_eq!(link("a b\"/c.mp4").unwrap(), "a%20b%22/c.mp4");
+        for outside in ["", "/etc/passwd", "../x.mp4", "videos/../../x.mp4", "//host/x"] {
+            assert_eq!(link(outside), None);
+        }
+    }
+
+    #[test]
+    fn only_https_addresses_become_links() {
+        let links = |text: &str| -> Vec<String> {
+            pieces(text).into_iter().filter_map(|p| p.href).collect()
+        };
+        assert_eq!(links("see https://example.org/a, line 3"), vec!["https://example.org/a"]);
+        assert!(links("javascript:alert(1) http://x file:///y").is_empty());
+        let text: String = pieces("a https://b.c; d").into_iter().map(|p| p.text).collect();
+        assert_eq!(text, "a https://b.c; d");
+    }
+
+    #[test]
+    fn long_foreign_text_is_cut_between_characters() {
+        let text = cut(&"\u{e9}".repeat(1000));
+        assert_eq!(text.chars().count(), MAX_TEXT + 1);
+    }
+}
