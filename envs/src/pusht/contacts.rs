@@ -12,6 +12,8 @@
 //!
 //! Measured on the recorded gym-pusht episodes: `bench replay pusht`, figures in [`super`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rapier3d::dynamics::SpringCoefficients;
 use rapier3d::math::Vector;
 use rapier3d::prelude::{
@@ -33,9 +35,22 @@ const PREDICTION_M: f32 = 0.0005;
 
 /// The contact hook for one sub-step.
 pub(super) struct ChipmunkContacts {
-    pub(super) agent: RigidBodyHandle,
+    agent: RigidBodyHandle,
     /// The agent's velocity, m/s.
-    pub(super) velocity: Vector,
+    velocity: Vector,
+    /// Whether any contact was seen. Atomic because rapier asks its hooks to be `Sync`.
+    touched: AtomicBool,
+}
+
+impl ChipmunkContacts {
+    pub(super) fn new(agent: RigidBodyHandle, velocity: Vector) -> Self {
+        Self { agent, velocity, touched: AtomicBool::new(false) }
+    }
+
+    /// Whether the step made any contact.
+    pub(super) fn touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
+    }
 }
 
 impl PhysicsHooks for ChipmunkContacts {
@@ -50,6 +65,10 @@ impl PhysicsHooks for ChipmunkContacts {
             _ => 0.0,
         };
         manifold.solver_contacts.retain(|contact| contact.dist <= 0.0);
+        if manifold.solver_contacts.is_empty() {
+            return;
+        }
+        self.touched.store(true, Ordering::Relaxed);
         for contact in manifold.solver_contacts.iter_mut() {
             contact.dist = (contact.dist + SLOP_M).min(0.0) - retreat * (DT as f32 / CORRECTION);
         }
@@ -65,9 +84,8 @@ pub(super) fn integration_parameters() -> IntegrationParameters {
         dt: DT as f32,
         contact_softness: softness,
         static_contact_softness: softness,
-        // Ten sweeps, as Chipmunk's `iterations`. One would do for a single contact.
+        // The number of sweeps inside it is set before every step.
         num_solver_iterations: 1,
-        num_internal_pgs_iterations: 10,
         // The pass that would strip the correction from the velocities; they are zeroed anyway.
         num_internal_stabilization_iterations: 0,
         // Without cached impulses a state decides its future alone. (Their effect in Chipmunk is below 1e-4 px unless

@@ -94,9 +94,14 @@ impl PushtEnv {
         })
     }
 
+    /// The scene; `None` before the first reset.
+    pub fn scene(&self) -> Option<&Scene> {
+        self.scene.as_ref()
+    }
+
     /// The present state; `None` before the first reset.
     pub fn state(&self) -> Option<&SceneState> {
-        self.scene.as_ref().map(Scene::state)
+        self.scene().map(Scene::state)
     }
 
     fn observe(&mut self, state: &SceneState, frames: bool) -> Observation {

@@ -63,7 +63,8 @@ impl Pose {
     /// Distance from a point to the T, px; 0 inside.
     pub fn distance(&self, point: Point) -> f64 {
         let (sin, cos) = sin_cos(self.angle);
-        distance_in_body_frame(to_body(point, sin, cos, [self.x, self.y]))
+        let [bar, stem] = distances_in_body_frame(to_body(point, sin, cos, [self.x, self.y]));
+        bar.min(stem)
     }
 }
 
@@ -93,14 +94,13 @@ pub(super) fn to_body(p: Point, sin: f64, cos: f64, origin: Point) -> Point {
     [dx * cos + dy * sin, dy * cos - dx * sin]
 }
 
-/// Distance from a point of the body frame to the union of the two rectangles, px.
-pub(super) fn distance_in_body_frame(p: Point) -> f64 {
+/// Distances from a point of the body frame to bar and stem, px.
+pub(super) fn distances_in_body_frame(p: Point) -> [f64; 2] {
     let axis = |x: f64, lo: f64, hi: f64| (lo - x).max(x - hi).max(0.0);
-    let square = |[a, _, c, _]: [Point; 4]| {
+    RECTANGLES.map(|[a, _, c, _]| {
         let (dx, dy) = (axis(p[0], a[0], c[0]), axis(p[1], a[1], c[1]));
-        dx * dx + dy * dy
-    };
-    square(RECTANGLES[0]).min(square(RECTANGLES[1])).sqrt()
+        (dx * dx + dy * dy).sqrt()
+    })
 }
 
 #[cfg(test)]

@@ -16,15 +16,15 @@
 
 use rapier3d::math::{Pose as Isometry, Rotation, Vector};
 use rapier3d::prelude::{
-    ActiveHooks, ColliderBuilder, LockedAxes, MassProperties, PhysicsWorld, RigidBodyBuilder,
-    RigidBodyHandle,
+    ActiveHooks, BroadPhaseBvh, BvhOptimizationStrategy, ColliderBuilder, LockedAxes,
+    MassProperties, PhysicsWorld, RigidBodyBuilder, RigidBodyHandle,
 };
 use serde::{Deserialize, Serialize};
 
 use super::contacts::{ChipmunkContacts, integration_parameters};
 use super::geometry::{
     AGENT_RADIUS, CENTRE_OF_GRAVITY, Point, Pose, RECTANGLES, WALL_MAX, WALL_MIN, atan2,
-    distance_in_body_frame, sin_cos, to_body,
+    distances_in_body_frame, sin_cos, to_body,
 };
 
 /// Physics sub-steps per control step: 100 Hz over 10 Hz (gym-pusht `dt`, `control_hz`).
@@ -36,7 +36,9 @@ const K_P: f64 = 100.0;
 const K_V: f64 = 20.0;
 const METRES_PER_PX: f64 = 0.01;
 /// Rapier steps are left out while agent and walls are at least this far from the block, px: contacts begin at 0.
-const CLEARANCE: f64 = 0.5;
+const CLEARANCE: f64 = 0.05;
+/// Gauss-Seidel sweeps over several contacts (Chipmunk's default `iterations`).
+const SWEEPS: usize = 10;
 /// Half thickness of block and walls along z, m: more than any depth in the plane, else z would become the axis
 /// of least penetration, along which the block cannot move.
 const HALF_DEPTH_M: f32 = 1.0;
@@ -69,6 +71,8 @@ pub struct Scene {
     state: SceneState,
     /// Sine and cosine of the block's angle, kept with `state.block`.
     sin_cos: (f64, f64),
+    /// Whether the block can touch a wall, kept with `state.block`.
+    at_wall: bool,
     touched: bool,
 }
 
@@ -84,6 +88,8 @@ impl Scene {
         let mut world = PhysicsWorld {
             gravity: Vector::ZERO,
             integration_parameters: integration_parameters(),
+            // Seven shapes need no upkeep of the tree; left on, it is rebuilt in every step.
+            broad_phase: BroadPhaseBvh::with_optimization_strategy(BvhOptimizationStrategy::None),
             ..PhysicsWorld::default()
         };
         let walls = RigidBodyBuilder::fixed();
@@ -125,6 +131,7 @@ impl Scene {
             block_body,
             state,
             sin_cos: sin_cos(state.block.angle),
+            at_wall: reaches_wall(&state.block, sin_cos(state.block.angle)),
             touched: false,
         }
     }
@@ -157,29 +164,33 @@ impl Scene {
         let SceneState { agent: p, agent_velocity: v, .. } = self.state;
         let accelerate = |i: usize| v[i] + (K_P * (target[i] - p[i]) + K_V * (0.0 - v[i])) * DT;
         let next_velocity = [accelerate(0), accelerate(1)];
-        if self.contact_possible() {
-            self.push(p, v);
+        let sweeps = self.sweeps_needed();
+        if sweeps > 0 {
+            self.push(p, v, sweeps);
         }
         self.state.agent = [p[0] + next_velocity[0] * DT, p[1] + next_velocity[1] * DT];
         self.state.agent_velocity = next_velocity;
     }
 
-    /// Whether anything is near enough to the block to move it within the next rapier step.
-    fn contact_possible(&self) -> bool {
+    /// Solver sweeps that the next rapier step needs: none where nothing can touch the block (the step would do nothing
+    /// and is left out), one for a single contact (which one sweep solves), else [`SWEEPS`].
+    fn sweeps_needed(&self) -> usize {
         let (sin, cos) = self.sin_cos;
         let Pose { x, y, .. } = self.state.block;
-        let agent = distance_in_body_frame(to_body(self.state.agent, sin, cos, [x, y]));
-        if agent < AGENT_RADIUS + CLEARANCE {
-            return true;
+        if self.at_wall {
+            return SWEEPS;
         }
-        // Half extents of the T's bounding box about (0, 60) of its frame, px: 60 both ways.
-        let centre = [x - 60.0 * sin, y + 60.0 * cos];
-        let reach = 60.0 * (sin.abs() + cos.abs()) + CLEARANCE;
-        centre.iter().any(|&c| c - reach < WALL_MIN || c + reach > WALL_MAX)
+        let agent = to_body(self.state.agent, sin, cos, [x, y]);
+        match distances_in_body_frame(agent).map(|d| d < AGENT_RADIUS + CLEARANCE) {
+            [false, false] => 0,
+            [true, true] => SWEEPS,
+            _ => 1,
+        }
     }
 
     /// One rapier step with the agent at `p` moving at `v`.
-    fn push(&mut self, p: Point, v: Point) {
+    fn push(&mut self, p: Point, v: Point, sweeps: usize) {
+        self.world.integration_parameters.num_internal_pgs_iterations = sweeps;
         let agent = &mut self.world.bodies[self.agent_body];
         agent.set_translation(planar(p), false);
         agent.set_linvel(planar(v), false);
@@ -187,11 +198,11 @@ impl Scene {
         block.set_linvel(Vector::ZERO, false);
         block.set_angvel(Vector::ZERO, false);
         let before = *block.position();
-        let hooks = ChipmunkContacts { agent: self.agent_body, velocity: planar(v) };
+        let hooks = ChipmunkContacts::new(self.agent_body, planar(v));
         self.world.step_with_events(&hooks, &());
+        self.touched |= hooks.touched();
         let after = *self.world.bodies[self.block_body].position();
         if after != before {
-            self.touched = true;
             self.read_block(&after);
         }
     }
@@ -210,7 +221,16 @@ impl Scene {
             self.sin_cos.1 * cos + self.sin_cos.0 * sin,
         );
         block.angle += turn;
+        self.at_wall = reaches_wall(block, self.sin_cos);
     }
+}
+
+/// Whether a corner of the block lies at or beyond a wall's inner face.
+fn reaches_wall(block: &Pose, (sin, cos): (f64, f64)) -> bool {
+    RECTANGLES.as_flattened().iter().any(|&[u, v]| {
+        let corner = [block.x + u * cos - v * sin, block.y + u * sin + v * cos];
+        corner.iter().any(|&c| c < WALL_MIN + CLEARANCE || c > WALL_MAX - CLEARANCE)
+    })
 }
 
 /// A frictionless, inelastic shape whose contacts go through [`ChipmunkContacts`].
