@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1};
 use serde_json::{Map, Value, json};
-use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtObs, Scene};
+use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtObs, Scene, SceneState};
 use simloop_envs::vec::ThreadedVecEnv;
 use simloop_envs::{
     ActionChunk, Env, EnvError, EnvFactory, EnvId, FrameRequest, PerEnv, Reply, Request,
@@ -39,6 +39,7 @@ impl Targets {
 enum Actions {
     Random,
     Push,
+    Squeeze,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -53,7 +54,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn single(seconds: f64) -> Result<Value, Box<dyn Error>> {
     let mut results = Map::new();
     for (obs, obs_name) in [(PushtObs::State, "state"), (PushtObs::Pixels, "pixels")] {
-        for (actions, name) in [(Actions::Random, "random"), (Actions::Push, "push")] {
+        for (actions, name) in
+            [(Actions::Random, "random"), (Actions::Push, "push"), (Actions::Squeeze, "squeeze")]
+        {
             results.insert(format!("{obs_name}/{name}"), measure(obs, actions, seconds)?);
         }
     }
@@ -70,7 +73,8 @@ fn measure(obs: PushtObs, actions: Actions, seconds: f64) -> Result<Value, Box<d
         env.reset(Some(episode), &ResetOptions::default())?;
         for _ in 0..EPISODE_STEPS {
             let action = match (actions, env.state()) {
-                (Actions::Push, Some(state)) => [state.block.x as f32, state.block.y as f32],
+                (Actions::Push, Some(state)) => aim(state, 20.0),
+                (Actions::Squeeze, Some(state)) => aim(state, f64::INFINITY),
                 _ => targets.draw(),
             };
             let step = env.step(ArrayView1::from(&action), true)?;
@@ -94,6 +98,13 @@ fn measure(obs: PushtObs, actions: Actions, seconds: f64) -> Result<Value, Box<d
         "contact_share": contacts as f64 / f64::from(steps),
         "reward_of_first_20_episodes": checksum,
     }))
+}
+
+/// The block's origin, or the point `ahead` px on the way to it.
+fn aim(state: &SceneState, ahead: f64) -> [f32; 2] {
+    let way = [state.block.x - state.agent[0], state.block.y - state.agent[1]];
+    let share = (ahead / way[0].hypot(way[1]).max(1e-9)).min(1.0);
+    [0, 1].map(|i| (state.agent[i] + way[i] * share) as f32)
 }
 
 /// CPU time of this thread, from the scheduler's own account (Linux).
