@@ -1,5 +1,7 @@
 //! PushT behind the contract.
 
+#![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
+
 use ndarray::ArrayView1;
 use simloop_envs::pusht::{CAMERA, PushtConfig, PushtEnv, PushtObs, PushtSeeding};
 use simloop_envs::{Env, EnvError, ResetOptions, Step};

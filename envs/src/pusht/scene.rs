@@ -229,7 +229,7 @@ impl Scene {
 fn reaches_wall(block: &Pose, (sin, cos): (f64, f64)) -> bool {
     RECTANGLES.as_flattened().iter().any(|&[u, v]| {
         let corner = [block.x + u * cos - v * sin, block.y + u * sin + v * cos];
-        corner.iter().any(|&c| c < WALL_MIN + CLEARANCE || c > WALL_MAX - CLEARANCE)
+        corner.iter().any(|c| !(WALL_MIN + CLEARANCE..=WALL_MAX - CLEARANCE).contains(c))
     })
 }
 
