@@ -360,7 +360,7 @@ def outside(request):
     image = {"offset": 1 << 60, "shape": [4, 6, 3]}
     obs = {"images": {"camera": image}, "proprio": bytes(8), "instruction": ""}
     step = {"obs": obs, "reward": 0.0, "terminated": False, "truncated": False}
-    return {"id": request["id"], "ok": {"obs": obs, "steps": [step]}}
+    return {"id": request["id"], "ok": {"obs": obs, "steps": [step] * request.get("n", 1)}}
 
 
 # --- the worker ---

@@ -161,8 +161,9 @@ impl ChildProcess {
             if ready.output {
                 self.drain(16);
             }
-            // A dead child's last words are still in the socket.
-            if (ready.socket || ready.dead) && !self.pull()? && ready.dead {
+            let arrived = if ready.socket || ready.dead { self.pull()? } else { false };
+            // A dead child's last words are still in the socket: first they are read.
+            if ready.dead && !arrived {
                 return Err(Broken::Gone);
             }
         }
@@ -231,7 +232,7 @@ impl ChildProcess {
 
     /// Reads the captured output, at most `rounds` blocks of it.
     fn drain(&mut self, rounds: usize) {
-        let mut block = [0; 64 << 10];
+        let mut block = vec![0; 64 << 10];
         for _ in 0..rounds {
             let Some(output) = &mut self.output else { return };
             match output.read(&mut block) {

@@ -11,10 +11,8 @@ use serde_bytes::ByteBuf;
 
 use super::child::{Broken, ChildConfig, ChildProcess, SocketAt};
 use super::images::ImageReader;
-use super::protocol::{
-    Envelope, HelloRequest, MAGIC, NamedCall, PROTO, PlainCall, ResetCall, StepCall, WireError,
-    encode,
-};
+use super::messages::{HelloRequest, NamedCall, PlainCall, ResetCall, StepCall};
+use super::protocol::{Envelope, MAGIC, PROTO, WireError, encode};
 use super::session::Session;
 use crate::{
     ActionChunk, ChunkStep, Env, EnvError, EnvSpec, Frame, FrameRequest, Info, Observation,
@@ -219,7 +217,7 @@ impl BridgeEnv {
 }
 
 fn deadline(secs: f64) -> Instant {
-    const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    const FOREVER: Duration = Duration::from_hours(365 * 24);
     Instant::now() + Duration::try_from_secs_f64(secs).unwrap_or(FOREVER).min(FOREVER)
 }
 
@@ -251,7 +249,14 @@ fn ask<T>(
     });
     let broken = match answer {
         Ok(Ok(value)) => return Ok(value),
-        Ok(Err(Refused::Child(error))) => return Err(error.into()),
+        Ok(Err(Refused::Child(error))) => {
+            let error = EnvError::from(error);
+            if matches!(error, EnvError::Panicked { .. }) {
+                // What a panic leaves behind is not used again.
+                *child = None;
+            }
+            return Err(error);
+        }
         Ok(Err(Refused::Parent(error))) => Broken::Malformed(error),
         Err(broken) => broken,
     };

@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use ndarray::{Array3, ArrayView3};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::protocol::{ImageRef, MAX_IMAGE, MAX_SHM, malformed};
+use super::messages::ImageRef;
+use super::protocol::{MAX_IMAGE, MAX_SHM, malformed};
 use crate::{EnvError, Frame};
 
 /// The parent's side of the shared images.

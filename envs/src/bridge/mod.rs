@@ -56,11 +56,12 @@
 //! | the child dies, exits or closes the socket | [`WorkerDied`](crate::EnvError::WorkerDied) with status and output |
 //! | anything malformed | [`Protocol`](crate::EnvError::Protocol); the group is killed |
 //! | another magic or version | [`Handshake`](crate::EnvError::Handshake) |
-//! | an exception in the child | the error it names; the child lives on |
+//! | an exception in the child | the error it names; the child lives on (after a panic it is replaced) |
 
 mod child;
 mod client;
 mod images;
+mod messages;
 mod server;
 mod session;
 mod spawn;

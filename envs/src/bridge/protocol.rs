@@ -3,14 +3,12 @@
 //! A frame is a little-endian `u32` length and a body of one msgpack map. [`FrameBuffer`] cuts a byte stream into bodies,
 //! [`check`] walks a body once without allocating, and only then do the typed decoders run.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 
-use crate::{EnvError, EnvSpec, FrameRequest, ResetOptions};
+use crate::EnvError;
 
 /// What both sides call themselves.
 pub const MAGIC: &str = "simloop-bridge";
@@ -348,141 +346,105 @@ impl<'a> Call<'a> {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct HelloRequest<C> {
-    pub(super) id: u64,
-    pub(super) op: String,
-    pub(super) magic: String,
-    pub(super) proto: u64,
-    pub(super) config: C,
-}
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use rmpv::Value;
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ResetCall {
-    pub(super) id: u64,
-    pub(super) op: String,
-    pub(super) seed: Option<u64>,
-    #[serde(default)]
-    pub(super) options: ResetOptions,
-}
+    use super::*;
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct StepCall {
-    pub(super) id: u64,
-    pub(super) op: String,
-    pub(super) actions: ByteBuf,
-    pub(super) n: usize,
-    pub(super) frames: FrameRequest,
-}
+    fn random_value(rng: &mut ChaCha8Rng, depth: u32) -> Value {
+        let sizes = [0, 1, 2, 4, 8, 15, 16, 31, 32, 255, 256, 65_535, 65_536];
+        let size = sizes[rng.random_range(0..sizes.len())];
+        match rng.random_range(0..if depth == 0 { 8 } else { 10 }) {
+            0 => Value::Nil,
+            1 => rng.random::<bool>().into(),
+            2 => (rng.random::<i64>() >> rng.random_range(0..64)).into(),
+            3 => (rng.random::<u64>() >> rng.random_range(0..64)).into(),
+            4 => Value::F32(rng.random()),
+            5 => Value::F64(rng.random()),
+            6 => Value::Ext(3, vec![7; size]),
+            7 if rng.random() => "x".repeat(size).into(),
+            7 => Value::Binary(vec![7; size]),
+            8 => {
+                let len = size.min(40);
+                Value::Array((0..len).map(|_| random_value(rng, depth - 1)).collect())
+            }
+            _ => {
+                let len = size.min(40);
+                Value::Map((0..len).map(|i| (i.into(), random_value(rng, depth - 1))).collect())
+            }
+        }
+    }
 
-#[derive(Debug, Serialize)]
-pub(super) struct NamedCall<'a> {
-    pub(super) id: u64,
-    pub(super) op: &'a str,
-    pub(super) name: &'a str,
-    pub(super) args: &'a rmpv::Value,
-}
+    #[test]
+    fn the_walk_ends_where_an_independent_encoder_ended() {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        for _ in 0..2000 {
+            let mut body = Vec::new();
+            let map = Value::Map(vec![("k".into(), random_value(&mut rng, 2))]);
+            rmpv::encode::write_value(&mut body, &map).unwrap();
+            check(&body).unwrap();
+            let [k, other] = fields(&body, ["k", "other"]).unwrap();
+            assert_eq!(k, Some(3..body.len()));
+            assert_eq!(other, None);
+            body.push(0xc0);
+            assert!(check(&body).unwrap_err().to_string().contains("1 bytes follow"));
+            body.truncate(body.len() - 2);
+            assert!(check(&body).is_err());
+        }
+    }
 
-#[derive(Debug, Serialize)]
-pub(super) struct PlainCall<'a> {
-    pub(super) id: u64,
-    pub(super) op: &'a str,
-}
+    #[test]
+    fn frames_arrive_whole_however_the_stream_is_cut() {
+        let bodies: Vec<Vec<u8>> = (0..9_usize)
+            .map(|i| {
+                let mut body = Vec::new();
+                let text = "y".repeat(i * i * 3000);
+                let map = Value::Map(vec![("text".into(), text.into())]);
+                rmpv::encode::write_value(&mut body, &map).unwrap();
+                body
+            })
+            .collect();
+        let mut stream = Vec::new();
+        for body in &bodies {
+            stream.extend_from_slice(&(body.len() as u32).to_le_bytes());
+            stream.extend_from_slice(body);
+        }
+        for piece in [1, 3, 4, 5, 1000, 65_536, stream.len()] {
+            let mut inbox = FrameBuffer::default();
+            let mut arrived = Vec::new();
+            let mut rest = &stream[..];
+            while !rest.is_empty() {
+                let space = inbox.space();
+                let n = piece.min(rest.len()).min(space.len());
+                space[..n].copy_from_slice(&rest[..n]);
+                inbox.filled(n);
+                rest = &rest[n..];
+                while let Some(body) = inbox.next_body().unwrap() {
+                    arrived.push(body.to_vec());
+                }
+            }
+            assert_eq!(arrived, bodies, "pieces of {piece}");
+            assert_eq!(inbox.pending(), 0);
+        }
+    }
 
-#[derive(Debug, Serialize)]
-pub(super) struct OkReply<T> {
-    pub(super) id: u64,
-    pub(super) ok: T,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct ErrReply {
-    pub(super) id: u64,
-    pub(super) err: WireError,
-}
-
-/// The part of a hello reply that every version shares.
-#[derive(Debug, Deserialize)]
-pub(super) struct HelloHead {
-    #[serde(default)]
-    pub(super) magic: Option<String>,
-    #[serde(default)]
-    pub(super) proto: Option<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct HelloReply {
-    pub(super) magic: String,
-    pub(super) proto: u64,
-    pub(super) adapter: String,
-    pub(super) adapter_version: String,
-    pub(super) pid: u32,
-    pub(super) versions: BTreeMap<String, String>,
-    pub(super) spec: EnvSpec,
-    pub(super) shm_bytes: u64,
-}
-
-/// Where an image lies in the shared memory: `[H, W, 3]` u8 RGB, row 0 on top, rows packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ImageRef {
-    pub(super) offset: u64,
-    pub(super) shape: [u64; 3],
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct WireObs {
-    #[serde(default)]
-    pub(super) images: BTreeMap<String, ImageRef>,
-    pub(super) proprio: ByteBuf,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) instruction: Option<String>,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct WireInfo {
-    pub(super) success: Option<bool>,
-    pub(super) metrics: BTreeMap<String, f64>,
-    pub(super) privileged: Option<ByteBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) layout: Option<Vec<(String, u64)>>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ResetReply {
-    pub(super) obs: WireObs,
-    #[serde(default)]
-    pub(super) info: WireInfo,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) spec: Option<EnvSpec>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) rss: Option<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct WireStep {
-    pub(super) obs: WireObs,
-    pub(super) reward: f64,
-    pub(super) terminated: bool,
-    pub(super) truncated: bool,
-    #[serde(default)]
-    pub(super) info: WireInfo,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct StepReply {
-    pub(super) steps: Vec<WireStep>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) rss: Option<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct RenderReply {
-    #[serde(default)]
-    pub(super) frame: Option<ImageRef>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct CallReply {
-    pub(super) result: rmpv::Value,
+    #[test]
+    fn errors_keep_their_class_over_the_wire() {
+        let text = || "text".to_owned();
+        for error in [
+            EnvError::Config { detail: text() },
+            EnvError::Unavailable { what: text(), remedy: text() },
+            EnvError::InvalidAction { detail: text() },
+            EnvError::NeedsReset { since: "construction" },
+            EnvError::Handshake { detail: text() },
+            EnvError::Panicked { message: text() },
+            EnvError::Simulator { kind: text(), message: text(), trace: text() },
+        ] {
+            let class = error.class();
+            assert_eq!(EnvError::from(WireError::from(error)).class(), class);
+        }
+    }
 }

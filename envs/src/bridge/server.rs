@@ -17,11 +17,11 @@ use serde_bytes::ByteBuf;
 
 use super::child::{ENV_PARENT, open_images};
 use super::images::ImageWriter;
-use super::protocol::{
-    Call, ErrReply, FrameBuffer, HelloHead, HelloReply, HelloRequest, MAGIC, MAX_IMAGES, OkReply,
-    PROTO, RenderReply, ResetCall, ResetReply, StepCall, StepReply, WireError, WireInfo, WireObs,
-    WireStep, decode, encode,
+use super::messages::{
+    ErrReply, HelloHead, HelloReply, HelloRequest, OkReply, RenderReply, ResetCall, ResetReply,
+    StepCall, StepReply, WireInfo, WireObs, WireStep,
 };
+use super::protocol::{Call, FrameBuffer, MAGIC, MAX_IMAGES, PROTO, WireError, decode, encode};
 use crate::{ActionChunk, Env, EnvError, Info, Observation, PrivilegedLayout, Step};
 
 /// Serves one environment over the socket on standard input until the parent closes it; for programs started with
@@ -38,9 +38,10 @@ where
     B: FnOnce(serde_json::Value) -> Result<Box<dyn Env>, EnvError>,
 {
     let lost = |e: std::io::Error| EnvError::Disconnected { detail: e.to_string() };
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| lost(e.into()))?;
+    let armed = set_parent_process_death_signal(Some(Signal::KILL));
+    armed.map_err(std::io::Error::from).map_err(lost)?;
     let parent = std::env::var(ENV_PARENT).ok().and_then(|pid| pid.parse::<i32>().ok());
-    let present = getppid().map(|pid| pid.as_raw_pid());
+    let present = getppid().map(rustix::process::Pid::as_raw_pid);
     if parent.is_some() && parent != present {
         return Err(EnvError::Disconnected { detail: "the parent died first".to_owned() });
     }
@@ -82,7 +83,7 @@ impl Server {
             if call.op == "close" {
                 // The environment ends before the reply, so that the parent waits for its destructor.
                 drop(worker);
-                return self.send(&OkReply { id, ok: BTreeMap::<String, ()>::new() });
+                return self.send(&OkReply { id, ok: rmpv::Value::Map(Vec::new()) });
             }
             let answer = catch_unwind(AssertUnwindSafe(|| worker.answer(&call)))
                 .unwrap_or_else(|payload| Err(panicked(payload.as_ref())));
@@ -90,8 +91,10 @@ impl Server {
                 Ok(Answer::Reset(ok)) => encode(&OkReply { id, ok }),
                 Ok(Answer::Step(ok)) => encode(&OkReply { id, ok }),
                 Ok(Answer::Render(ok)) => encode(&OkReply { id, ok }),
-                Err(error) => encode(&ErrReply { id, err: WireError::from(error) }),
-            }?;
+                Err(error) => Err(error),
+            };
+            let frame =
+                frame.or_else(|error| encode(&ErrReply { id, err: WireError::from(error) }))?;
             self.write(&frame)?;
         }
         Ok(())

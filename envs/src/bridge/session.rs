@@ -8,10 +8,11 @@ use std::sync::Arc;
 use ndarray::ArcArray1;
 
 use super::images::ImageReader;
-use super::protocol::{
-    CallReply, HelloHead, HelloReply, ImageRef, MAGIC, MAX_IMAGE, MAX_IMAGES, PROTO, RenderReply,
-    ResetReply, StepReply, WireInfo, WireObs, decode, malformed,
+use super::messages::{
+    CallReply, HelloHead, HelloReply, ImageRef, RenderReply, ResetReply, StepReply, WireInfo,
+    WireObs,
 };
+use super::protocol::{MAGIC, MAX_IMAGE, MAX_IMAGES, PROTO, decode, malformed};
 use crate::{
     BoxSpace, ChunkStep, EnvError, EnvSpec, Frame, FrameRequest, Info, Observation, Privileged,
     PrivilegedLayout, Step,
@@ -93,7 +94,7 @@ impl Session {
         }
         self.layout = Arc::default();
         let mut budget = MAX_IMAGES;
-        let obs = self.observation(reply.obs, true, &mut budget)?;
+        let obs = self.observation(&reply.obs, true, &mut budget)?;
         Ok((obs, self.info(reply.info)?))
     }
 
@@ -128,7 +129,7 @@ impl Session {
             if !reward.is_finite() {
                 return Err(non_finite("the reward", step.reward));
             }
-            let obs = self.observation(step.obs, frames.wants(i, n), &mut budget)?;
+            let obs = self.observation(&step.obs, frames.wants(i, n), &mut budget)?;
             steps.push(Step {
                 obs,
                 reward,
@@ -159,7 +160,7 @@ impl Session {
 
     fn observation(
         &self,
-        wire: WireObs,
+        wire: &WireObs,
         wanted: bool,
         budget: &mut u64,
     ) -> Result<Observation, EnvError> {

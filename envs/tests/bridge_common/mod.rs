@@ -1,6 +1,7 @@
 //! Children for the bridge's tests: the test binary itself as a Rust worker, and the Python fake worker.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -98,7 +99,7 @@ impl Env for ToyEnv {
         self.seed = seed.unwrap_or(self.seed + 1);
         self.fault = self.faults.get(&self.seed).cloned();
         if options.task.as_deref() == Some("another") {
-            self.spec.id = "toy/another-v1".to_owned();
+            "toy/another-v1".clone_into(&mut self.spec.id);
         } else if let Some(task) = &options.task {
             return Err(EnvError::Config { detail: format!("there is no task `{task}`") });
         }
