@@ -18,7 +18,7 @@ use super::VideoError;
 
 /// Ticks of the track's clock per frame; a frame rate with three decimals is then exact.
 const TICKS_PER_FRAME: u32 = 1000;
-/// Fixed quantiser: rendered scenes at 256 x 256 keep 38 dB and stay near 1 kB a frame.
+/// Fixed quantiser: a noisy textured scene of 256 x 256 keeps 37 dB at 1.8 kB a frame, a flat one takes 0.6 kB.
 const QP: u8 = 24;
 /// A key frame every so many frames bounds how far a player must decode to seek.
 const KEY_FRAME_EVERY: u32 = 60;
