@@ -39,7 +39,8 @@ pub struct EvalSummary {
     pub macro_mean: Option<MacroMean>,
     /// Every episode, in the suite's order (task, then trial).
     pub episodes: Vec<EpisodeRow>,
-    /// The success rate as episodes came in; empty where it is not shown.
+    /// The success rate as episodes add up, in an order that depends on the protocol alone (by trial, tasks taking
+    /// turns); empty where it is not shown.
     pub running: Vec<RunningPoint>,
     /// How fast it went.
     pub throughput: Throughput,

@@ -372,10 +372,11 @@ fn plots(summary: &EvalSummary) -> Vec<Plot> {
     let running = running_rate(&summary.running);
     if !running.is_empty() {
         plots.push(Plot {
-            heading: "Success rate as episodes came in".to_owned(),
-            caption: "The band is an anytime-valid 95\u{a0}% confidence sequence: with 95\u{a0}% probability it holds \
-                      the true rate at all times at once, so it may be looked at whenever one likes. That makes it \
-                      wider than the interval above."
+            heading: "Success rate as episodes add up".to_owned(),
+            caption: "Episodes are taken in a fixed order, not as they finished. The band is an anytime-valid \
+                      95\u{a0}% confidence sequence: with 95\u{a0}% probability it holds the true rate at all times \
+                      at once, so it may be looked at whenever one likes. That makes it wider than the interval \
+                      above."
                 .to_owned(),
             svg: running,
         });
