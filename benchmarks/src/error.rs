@@ -7,6 +7,8 @@ use simloop_policies::PolicyError;
 use simloop_trainers::TrainerError;
 use thiserror::Error;
 
+use crate::stats::StatsError;
+
 /// A benchmark's failure.
 #[non_exhaustive]
 #[derive(Debug, Error)]
@@ -31,6 +33,9 @@ pub enum BenchError {
     /// The policy cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// A statistic was asked with numbers that cannot be.
+    #[error(transparent)]
+    Stats(#[from] StatsError),
     /// The run stopped.
     #[error(transparent)]
     Run(#[from] TrainerError),
@@ -56,7 +61,7 @@ impl BenchError {
     pub fn exit_code(&self) -> u8 {
         let permanent = |e: &EnvError| e.is_permanent() || matches!(e, EnvError::Spawn { .. });
         match self {
-            Self::Usage { .. } | Self::Folder { .. } | Self::Policy(_) => 2,
+            Self::Usage { .. } | Self::Folder { .. } | Self::Policy(_) | Self::Stats(_) => 2,
             Self::Env(error) | Self::Run(TrainerError::Env(error)) if permanent(error) => 2,
             Self::Run(TrainerError::Policy(
                 PolicyError::UnsupportedTask { .. } | PolicyError::Config { .. },
