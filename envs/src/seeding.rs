@@ -31,8 +31,8 @@ impl SeedTree {
 
     /// This node's seed.
     pub fn seed(&self) -> u64 {
-        let (head, _) = self.0.split_at(8);
-        u64::from_le_bytes(head.try_into().expect("eight bytes"))
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 
     /// A generator of this node's own.

@@ -1,5 +1,7 @@
 //! Fidelity to gym-pusht 0.1.8 on its recorded episodes.
 
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
+
 use std::path::{Path, PathBuf};
 
 use simloop_envs::pusht::{Recording, replay, replay_file, rerun};

@@ -269,7 +269,7 @@ impl Seat {
             (State::Resetting(run) | State::Stepping(run, _), Err(error)) => {
                 self.loaded = None;
                 self.episodes_run = 0;
-                return self.fault(run, error, queue, options);
+                return Self::fault(run, error, queue, options);
             }
             (State::Resetting(mut run), Ok(Reply::Reset { obs, info, memory_bytes })) => {
                 self.memory_bytes = memory_bytes;
@@ -307,7 +307,6 @@ impl Seat {
     }
 
     fn fault(
-        &mut self,
         run: Box<Run>,
         error: EnvError,
         queue: &mut Queue,

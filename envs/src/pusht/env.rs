@@ -24,7 +24,8 @@ pub const CAMERA: &str = "pixels";
 /// [`TimeLimit`](crate::wrappers::TimeLimit).
 pub const MAX_EPISODE_STEPS: u32 = 300; // gym_pusht/__init__.py
 
-const INSTRUCTION: &str = "Push the T-shaped block onto the T-shaped target."; // LeRobot's `pusht` data set
+/// What a policy is told.
+pub const INSTRUCTION: &str = "Push the T-shaped block onto the T-shaped target."; // LeRobot's `pusht` data set
 
 /// PushT behind the contract; see the [module](super) for what it simulates.
 ///

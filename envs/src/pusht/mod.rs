@@ -42,7 +42,7 @@ mod scene;
 
 pub use config::{PushtConfig, PushtObs, PushtSeeding};
 pub use coverage::{SUCCESS_COVERAGE, coverage, reward};
-pub use env::{CAMERA, MAX_EPISODE_STEPS, PushtEnv};
+pub use env::{CAMERA, INSTRUCTION, MAX_EPISODE_STEPS, PushtEnv};
 pub use geometry::{
     AGENT_RADIUS, ARENA_SIZE, BLOCK_AREA, CENTRE_OF_GRAVITY, GOAL, Point, Pose, RECTANGLES,
     WALL_MAX, WALL_MIN, sin_cos, wrap_angle,

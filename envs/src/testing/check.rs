@@ -62,7 +62,7 @@ pub fn check_env(env: &mut dyn Env, options: &ResetOptions) -> Result<Vec<String
     ) {
         breaches.add("an action of the wrong length must be refused with InvalidAction");
     }
-    if env.step(actions[0].view(), true).map(|step| step != first.1[0]).unwrap_or(true) {
+    if env.step(actions[0].view(), true).map_or(true, |step| step != first.1[0]) {
         breaches.add("a refused action must leave the environment as it was");
     }
     if serde_json::to_string(&spec).is_err() {

@@ -110,20 +110,17 @@ impl VecEnv for ThreadedVecEnv {
 
     fn recv(&mut self, min_ready: usize) -> PerEnv<Reply> {
         let wanted = min_ready.min(self.in_flight);
-        let mut ready = Vec::with_capacity(wanted);
+        let mut ready: PerEnv<Reply> = Vec::with_capacity(wanted);
         while ready.len() < wanted {
-            match self.replies.recv() {
-                Ok(reply) => ready.push(reply),
-                Err(_) => {
-                    // Every worker thread is gone: answer for the envs still under way instead of waiting for ever.
-                    let lost = self.busy.iter().enumerate().filter(|(i, busy)| {
-                        **busy && !ready.iter().any(|(id, _): &(EnvId, _)| id.0 == *i)
-                    });
-                    let lost: Vec<_> = lost.map(|(i, _)| (EnvId(i), Err(gone()))).collect();
-                    ready.extend(lost);
-                    break;
-                }
-            }
+            let Ok(reply) = self.replies.recv() else {
+                // Every worker thread is gone: answer for the envs still under way instead of waiting for ever.
+                let answered: Vec<EnvId> = ready.iter().map(|(id, _)| *id).collect();
+                let busy = self.busy.iter().enumerate().filter(|(_, busy)| **busy);
+                let lost = busy.map(|(i, _)| EnvId(i)).filter(|id| !answered.contains(id));
+                ready.extend(lost.map(|id| (id, Err(gone()))));
+                break;
+            };
+            ready.push(reply);
         }
         ready.extend(self.replies.try_iter());
         for (id, _) in &ready {

@@ -26,24 +26,34 @@ pub enum FaultKind {
 /// Counted across all environments that share the plan, so that a retried episode can succeed. In child processes each
 /// restarted child counts anew.
 #[derive(Clone, Debug, Default)]
-pub struct FaultPlan(Arc<Mutex<BTreeMap<u64, (FaultKind, u32, u32)>>>);
+pub struct FaultPlan(Arc<Mutex<BTreeMap<u64, Planned>>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    kind: FaultKind,
+    step: u32,
+    times: u32,
+}
 
 impl FaultPlan {
     /// Lets the first `times` episodes with this seed fail with `kind` at `step` (0 is the reset).
     #[must_use]
     pub fn fail(self, seed: u64, kind: FaultKind, step: u32, times: u32) -> Self {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(seed, (kind, step, times));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(seed, Planned { kind, step, times });
         self
     }
 
     fn due(&self, seed: u64, at: u32) -> Option<FaultKind> {
         let mut plan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kind, step, times) = plan.get_mut(&seed)?;
-        if *step != at || *times == 0 {
+        let planned = plan.get_mut(&seed)?;
+        if planned.step != at || planned.times == 0 {
             return None;
         }
-        *times -= 1;
-        Some(*kind)
+        planned.times -= 1;
+        Some(planned.kind)
     }
 }
 

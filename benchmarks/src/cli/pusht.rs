@@ -1,0 +1,115 @@
+//! `bench pusht`.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtObs, PushtSeeding};
+
+use super::common::RunArgs;
+use super::finish;
+use crate::BenchError;
+use crate::runner::WorkerKind;
+use crate::suites::pusht::PushtSuite;
+
+/// gym-pusht's observation types.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Obs {
+    /// Agent, block position and angle.
+    State,
+    /// Block keypoints and agent.
+    EnvironmentStateAgentPos,
+    /// A 96×96 image.
+    Pixels,
+    /// The image and the agent.
+    PixelsAgentPos,
+}
+
+/// Whose reset states.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "kebab-case")]
+enum Resets {
+    /// gym-pusht 0.1.8.
+    GymPusht,
+    /// The original benchmark of Diffusion Policy.
+    DiffusionPolicy,
+}
+
+/// The environment.
+#[derive(Clone, Debug, Args)]
+pub(super) struct PushtEnvArgs {
+    /// What the policy sees, by gym-pusht's names.
+    #[arg(long, value_enum, default_value_t = Obs::State)]
+    observation: Obs,
+    /// Whose rule turns a seed into an initial state.
+    #[arg(long, value_enum, default_value_t = Resets::GymPusht)]
+    resets: Resets,
+    /// Side of the observed image, pixels.
+    #[arg(long, default_value_t = 96)]
+    image_size: u32,
+    /// Side of the videos, pixels.
+    #[arg(long, default_value_t = 256)]
+    video_size: u32,
+    /// Steps after which an episode is truncated.
+    #[arg(long, default_value_t = MAX_EPISODE_STEPS, value_parser = clap::value_parser!(u32).range(1..))]
+    max_steps: u32,
+}
+
+impl PushtEnvArgs {
+    fn config(&self) -> PushtConfig {
+        PushtConfig {
+            obs: match self.observation {
+                Obs::State => PushtObs::State,
+                Obs::EnvironmentStateAgentPos => PushtObs::EnvironmentStateAgentPos,
+                Obs::Pixels => PushtObs::Pixels,
+                Obs::PixelsAgentPos => PushtObs::PixelsAgentPos,
+            },
+            seeding: match self.resets {
+                Resets::GymPusht => PushtSeeding::GymPusht,
+                Resets::DiffusionPolicy => PushtSeeding::DiffusionPolicy,
+            },
+            image_size: self.image_size,
+            render_size: self.video_size,
+            privileged: false,
+        }
+    }
+
+    /// The suite with these settings.
+    pub(super) fn suite(
+        &self,
+        policy: &str,
+        episodes: u32,
+        seed: u64,
+        workers: WorkerKind,
+    ) -> PushtSuite {
+        PushtSuite {
+            env: self.config(),
+            max_steps: self.max_steps,
+            episodes,
+            seed,
+            policy: policy.to_owned(),
+            n_action_steps: None,
+            workers,
+        }
+    }
+}
+
+/// Benchmark a policy on PushT.
+#[derive(Debug, Args)]
+pub(super) struct PushtArgs {
+    /// How many episodes.
+    #[arg(long, default_value_t = 100, alias = "eval.n_episodes", value_parser = clap::value_parser!(u32).range(1..))]
+    episodes: u32,
+    #[command(flatten)]
+    env: PushtEnvArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Runs `bench pusht`.
+pub(super) fn run(args: &PushtArgs) -> Result<ExitCode, BenchError> {
+    let kind = args.run.worker_kind.unwrap_or(WorkerKind::Threads);
+    let mut suite = args.env.suite(&args.run.policy, args.episodes, args.run.seed, kind);
+    suite.n_action_steps = args.run.n_action_steps;
+    finish::run_suite(suite.build()?, &args.run, kind)
+}

@@ -1,0 +1,239 @@
+//! Running a suite: workers, progress, ledger, resume.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use simloop_envs::vec::{SyncVecEnv, ThreadedVecEnv};
+use simloop_envs::{EnvFactory, VecEnv};
+use simloop_trainers::stop::StopFlag;
+use simloop_trainers::{EpisodeRecord, EvaluateOptions, TrainerError, evaluate};
+
+use crate::BenchError;
+use crate::ledger::{Ledger, RunManifest};
+use crate::progress::EvalProgress;
+use crate::sequential::Monitor;
+use crate::suites::SuiteRun;
+
+/// What to do with a result folder that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderMode {
+    /// Refuse.
+    New,
+    /// Go on with it.
+    Resume,
+    /// Delete the run in it first.
+    Overwrite,
+}
+
+/// Where environments live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WorkerKind {
+    /// All on one thread.
+    Sync,
+    /// Worker threads of this process.
+    Threads,
+    /// Child processes.
+    Processes,
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The result folder.
+    pub dir: PathBuf,
+    /// What to do if it exists.
+    pub mode: FolderMode,
+    /// How many environments run at once.
+    pub workers: usize,
+    /// Whether `workers` threads share them or everything stays on one.
+    pub sync: bool,
+    /// Run only episodes `i` with `i % n == k`, as `(k, n)`.
+    pub shard: Option<(u32, u32)>,
+    /// Run the episodes in an order shuffled by this seed (proves that order decides nothing).
+    pub shuffle: Option<u64>,
+    /// Starts per episode before it counts as an error.
+    pub max_attempts: u32,
+    /// Rebuild a worker whose process uses more memory.
+    pub memory_limit_bytes: Option<u64>,
+    /// Rebuild a worker after so many episodes.
+    pub recycle_after: Option<u32>,
+    /// The command line, for the manifest.
+    pub command: String,
+}
+
+/// What a run leaves behind.
+#[derive(Debug)]
+pub struct RunResult {
+    /// What was asked for.
+    pub manifest: RunManifest,
+    /// All episodes recorded, also by earlier runs.
+    pub records: Vec<EpisodeRecord>,
+    /// Wall time of this run's rollouts, seconds.
+    pub wall_secs: f64,
+    /// Episodes that were left to do when this run began.
+    pub fresh: usize,
+    /// Episodes that earlier runs had recorded.
+    pub known: usize,
+    /// Whether Ctrl-C or SIGTERM cut it short.
+    pub interrupted: bool,
+    /// What the sequential monitor decided, and after how many episodes.
+    pub decided: Option<(String, usize)>,
+}
+
+/// How often the ledger is forced to the disk.
+const SYNC_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs a suite into a result folder.
+///
+/// # Errors
+/// [`BenchError`]; what was recorded until then stays in the folder for `--resume`.
+pub fn run(
+    suite: &mut SuiteRun,
+    options: &RunOptions,
+    monitor: Option<&mut Monitor>,
+    stop: &StopFlag,
+) -> Result<RunResult, BenchError> {
+    let manifest = manifest(suite, options);
+    let mut ledger = open_ledger(&options.dir, options.mode, &manifest)?;
+    let mut todo: Vec<_> = suite.episodes.clone();
+    if let Some((k, n)) = options.shard {
+        todo = todo
+            .into_iter()
+            .enumerate()
+            .filter(|(i, _)| *i as u32 % n == k)
+            .map(|(_, e)| e)
+            .collect();
+    }
+    let planned = todo.len() as u64;
+    let order: Vec<_> = todo.iter().map(|e| (e.task.clone(), e.trial)).collect();
+    todo.retain(|e| !ledger.contains(&e.task, e.trial));
+    if let Some(seed) = options.shuffle {
+        todo.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    }
+    let mut ordered = monitor.map(|monitor| Ordered { monitor, order, next: 0 });
+    if let Some(ordered) = &mut ordered {
+        ordered.advance(&ledger);
+    }
+    let (fresh, known) = (todo.len(), ledger.records().len());
+    let mut progress = EvalProgress::new(&suite.suite, planned, ledger.records());
+    let started = Instant::now();
+    let mut last_sync = Instant::now();
+    let decided_already = ordered.as_ref().is_some_and(|o| o.monitor.verdict().is_some());
+    let mut outcome = Ok(());
+    if !todo.is_empty() && !decided_already {
+        let mut vec = vectorise(&suite.factory, options, todo.len())?;
+        let evaluate_options = EvaluateOptions {
+            frames: suite.frames,
+            n_action_steps: suite.n_action_steps,
+            min_ready: 1,
+            max_attempts: options.max_attempts,
+            memory_limit_bytes: options.memory_limit_bytes,
+            recycle_after: options.recycle_after,
+        };
+        let mut sink = |(record, actions): (EpisodeRecord, ndarray::Array2<f32>)| {
+            progress.episode(&record);
+            let sink_error = |e: BenchError| TrainerError::Sink { detail: e.to_string() };
+            ledger.append(record, &actions).map_err(sink_error)?;
+            if last_sync.elapsed() >= SYNC_EVERY {
+                ledger.sync().map_err(sink_error)?;
+                last_sync = Instant::now();
+            }
+            let decided = ordered.as_mut().is_some_and(|ordered| ordered.advance(&ledger));
+            Ok(if decided { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        outcome =
+            evaluate(vec.as_mut(), suite.policy.as_mut(), todo, &evaluate_options, stop, &mut sink);
+    }
+    progress.finish();
+    ledger.sync()?;
+    outcome?;
+    let decided = ordered.and_then(|o| o.monitor.verdict().map(|verdict| (verdict, o.next)));
+    Ok(RunResult {
+        manifest,
+        records: ledger.records().to_vec(),
+        wall_secs: started.elapsed().as_secs_f64(),
+        fresh,
+        known,
+        interrupted: stop.is_set(),
+        decided,
+    })
+}
+
+/// Feeds a monitor in the protocol's order, whatever order episodes finish in, so that its decision depends on the seed
+/// alone.
+struct Ordered<'a> {
+    monitor: &'a mut Monitor,
+    order: Vec<(String, u32)>,
+    next: usize,
+}
+
+impl Ordered<'_> {
+    /// Hands over every episode that is next in order; true once the monitor has decided.
+    fn advance(&mut self, ledger: &Ledger) -> bool {
+        while self.monitor.verdict().is_none()
+            && let Some((task, trial)) = self.order.get(self.next)
+            && let Some(record) = ledger.get(task, *trial)
+        {
+            self.monitor.observe(record);
+            self.next += 1;
+        }
+        self.monitor.verdict().is_some()
+    }
+}
+
+fn manifest(suite: &SuiteRun, options: &RunOptions) -> RunManifest {
+    RunManifest {
+        format: RunManifest::current_format(),
+        suite: suite.suite.clone(),
+        protocol: suite.protocol.clone(),
+        protocol_lines: suite.protocol_lines.clone(),
+        policy: suite.policy_label.clone(),
+        seed: suite.seed,
+        tasks: suite.tasks.clone(),
+        trials: suite.trials,
+        fingerprint: suite.fingerprint.clone(),
+        command: options.command.clone(),
+    }
+}
+
+fn open_ledger(dir: &Path, mode: FolderMode, manifest: &RunManifest) -> Result<Ledger, BenchError> {
+    match mode {
+        FolderMode::New => Ledger::create(dir, manifest),
+        FolderMode::Overwrite => {
+            Ledger::delete(dir)?;
+            Ledger::create(dir, manifest)
+        }
+        FolderMode::Resume if !dir.join(crate::ledger::MANIFEST_FILE).exists() => {
+            Ledger::create(dir, manifest)
+        }
+        FolderMode::Resume => {
+            let (ledger, theirs) = Ledger::open(dir)?;
+            let differences = theirs.differences(manifest, true);
+            if differences.is_empty() {
+                return Ok(ledger);
+            }
+            let list = differences.join("\n  ");
+            Err(BenchError::folder(
+                dir,
+                format!("holds another run; it cannot be resumed with these changes:\n  {list}"),
+            ))
+        }
+    }
+}
+
+fn vectorise(
+    factory: &EnvFactory,
+    options: &RunOptions,
+    episodes: usize,
+) -> Result<Box<dyn VecEnv>, BenchError> {
+    let envs = options.workers.clamp(1, episodes);
+    if options.sync {
+        return Ok(Box::new(SyncVecEnv::new(factory, envs)));
+    }
+    Ok(Box::new(ThreadedVecEnv::new(&Arc::clone(factory), envs, envs)?))
+}

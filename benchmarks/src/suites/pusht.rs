@@ -1,0 +1,141 @@
+//! PushT as a benchmark.
+
+use std::sync::Arc;
+
+use simloop_envs::bridge::{BridgeConfig, BridgeEnv};
+use simloop_envs::pusht::{INSTRUCTION, PushtConfig, PushtEnv};
+use simloop_envs::wrappers::TimeLimit;
+use simloop_envs::{Env, EnvError, EnvFactory, FrameRequest, ResetOptions};
+use simloop_policies::{Policy, RandomPolicy};
+
+use super::{SuiteRun, episode, fingerprint};
+use crate::BenchError;
+use crate::ledger::{ProtocolLine, TaskEntry};
+use crate::runner::WorkerKind;
+
+/// The suite's and its only task's name.
+pub const PUSHT: &str = "pusht";
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct PushtSuite {
+    /// The environment.
+    pub env: PushtConfig,
+    /// Steps after which an episode is truncated.
+    pub max_steps: u32,
+    /// Episodes.
+    pub episodes: u32,
+    /// The run's seed.
+    pub seed: u64,
+    /// `scripted` or `random`.
+    pub policy: String,
+    /// Execute at most so many actions of each chunk.
+    pub n_action_steps: Option<usize>,
+    /// Where environments live.
+    pub workers: WorkerKind,
+}
+
+impl PushtSuite {
+    /// Puts the suite together.
+    ///
+    /// # Errors
+    /// [`BenchError::Usage`] for a policy that does not exist; [`BenchError::Env`] for settings that cannot be.
+    pub fn build(mut self) -> Result<SuiteRun, BenchError> {
+        let space = PushtEnv::new(self.env.clone())?.spec().action.clone();
+        let policy: Box<dyn Policy> = match self.policy.as_str() {
+            "random" => Box::new(RandomPolicy::new(space, 1)),
+            other => return Err(super::no_such_policy(other)),
+        };
+        let needs = policy.needs();
+        self.env.privileged |= needs.privileged;
+        let factory = in_process(self.env.clone(), self.max_steps);
+        let spec = factory(simloop_envs::EnvId(0))?.spec().clone();
+        if let Some(convention) = policy.convention() {
+            convention.check_matches(&spec.convention)?;
+        }
+        let config = self.env.clone();
+        let protocol_lines = vec![
+            line("observation", &config.obs.name(), "gym-pusht obs_type"),
+            line("max_steps", &self.max_steps, "gym-pusht 0.1.8 registration: 300"),
+            line("success", &"coverage > 0.95 at any step", "gym-pusht 0.1.8 PushTEnv.step"),
+            line("control_hz", &spec.control_hz, "gym-pusht 0.1.8 metadata"),
+            line("reset", &format!("{:?}", config.seeding), "gym-pusht 0.1.8 PushTEnv.reset"),
+            line(
+                "n_action_steps",
+                self.n_action_steps.map_or("all".to_owned(), |n| n.to_string()),
+                "the policy",
+            ),
+        ];
+        let episodes = (0..self.episodes)
+            .map(|trial| episode(self.seed, PUSHT, PUSHT, trial, ResetOptions::default()))
+            .collect();
+        Ok(SuiteRun {
+            suite: PUSHT.to_owned(),
+            seed: self.seed,
+            protocol: "gym_pusht-v1".to_owned(),
+            protocol_lines,
+            tasks: vec![TaskEntry {
+                key: PUSHT.to_owned(),
+                id: 0,
+                instruction: INSTRUCTION.to_owned(),
+            }],
+            episodes,
+            trials: (0, self.episodes),
+            factory: match self.workers {
+                WorkerKind::Processes => in_child(config, self.max_steps)?,
+                WorkerKind::Sync | WorkerKind::Threads => Arc::clone(&factory),
+            },
+            viewer: factory,
+            video_fps: spec.control_hz,
+            frames: if needs.images { FrameRequest::Last } else { FrameRequest::None },
+            n_action_steps: self.n_action_steps,
+            fingerprint: fingerprint(&spec),
+            policy_label: self.policy,
+            policy,
+        })
+    }
+}
+
+fn line(name: &str, value: &dyn ToString, source: &str) -> ProtocolLine {
+    ProtocolLine { name: name.to_owned(), value: value.to_string(), source: source.to_owned() }
+}
+
+fn in_process(config: PushtConfig, max_steps: u32) -> EnvFactory {
+    Arc::new(move |_| Ok(Box::new(build(config.clone(), max_steps)?) as Box<dyn Env>))
+}
+
+fn build(config: PushtConfig, max_steps: u32) -> Result<TimeLimit<PushtEnv>, EnvError> {
+    TimeLimit::new(PushtEnv::new(config)?, max_steps)
+}
+
+/// What a worker process is told.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkerConfig {
+    env: String,
+    config: PushtConfig,
+    max_steps: u32,
+}
+
+fn in_child(config: PushtConfig, max_steps: u32) -> Result<EnvFactory, BenchError> {
+    let program = std::env::current_exe().map_err(|e| {
+        BenchError::usage(format!("find this program's own file for worker processes: {e}"))
+    })?;
+    let config = WorkerConfig { env: PUSHT.to_owned(), config, max_steps };
+    let config = serde_json::to_value(config).map_err(|e| BenchError::usage(e.to_string()))?;
+    Ok(Arc::new(move |_| {
+        let mut bridge = BridgeConfig::rust(&program, vec!["__worker".to_owned()], config.clone());
+        "pusht worker".clone_into(&mut bridge.label);
+        Ok(Box::new(BridgeEnv::start(bridge)?) as Box<dyn Env>)
+    }))
+}
+
+/// Builds the environment that [`in_child`]'s parent asks for.
+///
+/// # Errors
+/// [`EnvError::Config`] for a config of another version.
+pub fn build_in_worker(config: serde_json::Value) -> Result<Box<dyn Env>, EnvError> {
+    let config: WorkerConfig = serde_json::from_value(config)
+        .map_err(|e| EnvError::Config { detail: format!("read the worker's config: {e}") })?;
+    Ok(Box::new(build(config.config, config.max_steps)?))
+}
