@@ -42,6 +42,35 @@ impl CpuTime {
     }
 }
 
+/// CPU seconds of this process, of everything it has waited for, and of all its living descendants.
+///
+/// # Errors
+/// [`BenchError::Usage`] where `/proc` is not Linux's.
+pub fn tree_secs() -> Result<f64, BenchError> {
+    let mut total = CpuTime::now()?.total();
+    let mut pids = children(std::process::id());
+    while let Some(pid) = pids.pop() {
+        // A descendant that has just ended is its parent's `children_secs` at the next look.
+        if let Ok(time) = CpuTime::of(pid) {
+            total += time.total();
+        }
+        pids.extend(children(pid));
+    }
+    Ok(total)
+}
+
+/// The living children of a process, of all its threads.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    threads
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+        })
+        .collect()
+}
+
 /// Fields 14 to 17 of proc(5): utime, stime, cutime, cstime. The name in field 2 may hold blanks and brackets.
 fn parse(stat: &str, ticks: f64) -> Option<CpuTime> {
     let (_, after_name) = stat.rsplit_once(')')?;

@@ -60,13 +60,14 @@ impl BenchError {
     /// The exit code: 2 where the run could not be carried out as asked, 1 where it ran and failed.
     pub fn exit_code(&self) -> u8 {
         let permanent = |e: &EnvError| e.is_permanent() || matches!(e, EnvError::Spawn { .. });
-        match self {
-            Self::Usage { .. } | Self::Folder { .. } | Self::Policy(_) | Self::Stats(_) => 2,
-            Self::Env(error) | Self::Run(TrainerError::Env(error)) if permanent(error) => 2,
-            Self::Run(TrainerError::Policy(
-                PolicyError::UnsupportedTask { .. } | PolicyError::Config { .. },
-            )) => 2,
-            Self::Env(_) | Self::Run(_) => 1,
-        }
+        let as_asked = match self {
+            Self::Usage { .. } | Self::Folder { .. } | Self::Policy(_) | Self::Stats(_) => false,
+            Self::Env(error) | Self::Run(TrainerError::Env(error)) => !permanent(error),
+            Self::Run(TrainerError::Policy(error)) => {
+                !matches!(error, PolicyError::UnsupportedTask { .. } | PolicyError::Config { .. })
+            }
+            Self::Run(_) => true,
+        };
+        if as_asked { 1 } else { 2 }
     }
 }

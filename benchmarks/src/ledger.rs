@@ -44,14 +44,26 @@ pub struct RunManifest {
     pub policy: String,
     /// The run's seed.
     pub seed: u64,
-    /// The tasks with their instructions.
-    pub tasks: BTreeMap<String, String>,
+    /// The tasks in the suite's order.
+    pub tasks: Vec<TaskEntry>,
     /// Trials asked for per task: first and one past the last.
     pub trials: (u32, u32),
     /// Versions and hashes of everything that decides a result.
     pub fingerprint: BTreeMap<String, String>,
     /// The command line.
     pub command: String,
+}
+
+/// One task of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskEntry {
+    /// Its key in the ledger, e.g. `libero_spatial/3`.
+    pub key: String,
+    /// Its number within the suite.
+    pub id: u32,
+    /// What the policy is told.
+    pub instruction: String,
 }
 
 /// One number of a protocol.
@@ -348,6 +360,12 @@ pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), BenchError> 
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
     file.write_all(contents).map_err(io)?;
+    // A temporary file is private to its owner; a result folder is meant to be shared.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
+    }
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;
     Ok(())
@@ -370,8 +388,10 @@ pub fn merge(inputs: &[PathBuf], out: &Path) -> Result<Ledger, BenchError> {
                     format!("belongs to another run:\n  {}", differences.join("\n  ")),
                 ));
             }
+            let known: BTreeSet<_> = ours.tasks.iter().map(|t| t.key.clone()).collect();
             ours.trials = (ours.trials.0.min(theirs.trials.0), ours.trials.1.max(theirs.trials.1));
-            ours.tasks.extend(theirs.tasks);
+            ours.tasks.extend(theirs.tasks.into_iter().filter(|t| !known.contains(&t.key)));
+            ours.tasks.sort_by_key(|t| t.id);
         } else {
             manifest = Some(theirs);
         }
@@ -428,7 +448,7 @@ mod tests {
             }],
             policy: "random".into(),
             seed: 0,
-            tasks: BTreeMap::from([("t".into(), "do".into())]),
+            tasks: vec![TaskEntry { key: "t".into(), id: 0, instruction: "do".into() }],
             trials: (0, 4),
             fingerprint: BTreeMap::from([("engine".into(), "1".into())]),
             command: "bench toy".into(),

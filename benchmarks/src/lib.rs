@@ -3,22 +3,31 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`suites`] | what is run: tasks, episodes, environments and policies of a suite |
+//! | [`runner`] | running it: workers, progress, ledger, resume |
 //! | [`ledger`] | each (task, trial) exactly once, on disk; every number is recomputed from it |
 //! | [`stats`] | intervals, tests, sequential monitoring, planning |
-//! | [`summary`] | what a report shows, as plain data |
+//! | [`sequential`] | `--until-decided` |
+//! | [`outcome`], [`summary`] | from ledger to numbers; what a report shows, as plain data |
+//! | [`videos`], [`video`] | which episodes are filmed afterwards, and how a film is written |
 //! | [`report`], [`eval_info`] | `report.html` for people, `eval_info.json` for programs |
-//! | [`video`] | MP4 or GIF of an episode, thumbnails |
 //! | [`cpu`] | CPU time of this process and its children |
+//! | [`cli`] | the command line of `bench` |
 
 mod error;
 
+pub mod cli;
 pub mod cpu;
 pub mod eval_info;
 pub mod ledger;
+pub mod outcome;
+pub mod progress;
 pub mod report;
+pub mod runner;
+pub mod sequential;
 pub mod stats;
 pub mod suites;
 pub mod summary;
 pub mod video;
+pub mod videos;
 
 pub use error::BenchError;

@@ -94,7 +94,9 @@ pub fn film(
                 results.0.insert((record.task.clone(), record.trial), video);
             }
             Err(why) => {
-                results.1.push(format!("No video of {} trial {}: {why}", record.task, record.trial));
+                results
+                    .1
+                    .push(format!("No video of {} trial {}: {why}", record.task, record.trial));
             }
         }
     };

@@ -1,13 +1,16 @@
 //! What is run: the tasks, episodes, environments and policy of a suite.
 
+pub mod pusht;
+
 use std::collections::BTreeMap;
 
 use simloop_envs::seeding::episode_seed;
-use simloop_envs::{EnvFactory, FrameRequest, ResetOptions, ResetRequest};
+use simloop_envs::{EnvFactory, EnvSpec, FrameRequest, ResetOptions, ResetRequest};
 use simloop_policies::Policy;
 use simloop_trainers::Episode;
 
-use crate::ledger::ProtocolLine;
+use crate::BenchError;
+use crate::ledger::{ProtocolLine, TaskEntry};
 
 /// Everything the runner needs to know of a suite.
 pub struct SuiteRun {
@@ -17,8 +20,8 @@ pub struct SuiteRun {
     pub protocol: String,
     /// Every number of the protocol with its source.
     pub protocol_lines: Vec<ProtocolLine>,
-    /// Task to instruction, for tables.
-    pub tasks: BTreeMap<String, String>,
+    /// The tasks in order.
+    pub tasks: Vec<TaskEntry>,
     /// The run's seed.
     pub seed: u64,
     /// All episodes, in the protocol's order.
@@ -58,4 +61,32 @@ pub fn episode(
         request: ResetRequest { seed: Some(node.seed()), options },
         noise: node.child("noise"),
     }
+}
+
+/// What of a spec decides a result: versions, wrappers, id.
+pub(crate) fn fingerprint(spec: &EnvSpec) -> BTreeMap<String, String> {
+    let mut fingerprint = spec.versions.clone();
+    fingerprint.insert("env".to_owned(), spec.id.clone());
+    fingerprint.insert("wrappers".to_owned(), spec.wrappers.join(", "));
+    fingerprint.insert("simloop".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    fingerprint
+}
+
+/// The answer to a `--policy` that this program cannot run.
+pub(crate) fn no_such_policy(name: &str) -> BenchError {
+    let remote =
+        ["ws://", "wss://", "http://", "https://"].iter().any(|scheme| name.starts_with(scheme));
+    BenchError::usage(if remote {
+        format!(
+            "use the policy `{name}`: policies over the network are not there yet; `scripted` and `random` are"
+        )
+    } else if std::path::Path::new(name).is_dir() {
+        format!(
+            "use the policy `{name}`: checkpoint folders are not there yet; `scripted` and `random` are"
+        )
+    } else {
+        format!(
+            "use the policy `{name}`: there is neither a policy nor a folder of that name; try `scripted` or `random`"
+        )
+    })
 }

@@ -62,7 +62,7 @@ impl PushtSuite {
             line("reset", &format!("{:?}", config.seeding), "gym-pusht 0.1.8 PushTEnv.reset"),
             line(
                 "n_action_steps",
-                self.n_action_steps.map_or("all".to_owned(), |n| n.to_string()),
+                &self.n_action_steps.map_or("all".to_owned(), |n| n.to_string()),
                 "the policy",
             ),
         ];
