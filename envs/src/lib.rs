@@ -13,6 +13,7 @@
 //! | [`seeding`] | [`SeedTree`]: every random draw of a run, addressed by name |
 //! | [`bridge`] | one environment in a child process, whatever language the child is written in |
 //! | [`vec`] | [`VecEnv`]: many environments behind `send` and `recv` |
+//! | [`libero`] | LIBERO, the real one, in a Python process |
 //! | [`wrappers`] | time limit, fault injection |
 
 mod action;
@@ -24,6 +25,7 @@ mod observation;
 mod space;
 
 pub mod bridge;
+pub mod libero;
 pub mod pusht;
 pub mod rotation;
 pub mod seeding;

@@ -14,14 +14,15 @@ success check means:
 In addition every object rests and has not toppled, and the goal is not yet reached. A breach that concerns an object of
 the task (`:obj_of_interest` and the goal) fails the state; one that concerns a bystander is a note.
 
-Thresholds were set from all initial states of spatial, object, goal and 10 under mujoco 3.2.3: sound states stay below
-16 mm and 16 degrees and rest within 1 mm/s; libero_10/0 state 45, whose milk carton topples, is at 131 mm and 24 degrees.
+Thresholds were set from the initial states of spatial, object, goal and 10 under mujoco 3.2.3: objects of a task stay within
+39 mm of their region, tilt by 16 degrees at most (the bowl in the ramekin) and rest within 1 mm/s; libero_10/0 state 45,
+where a milk carton topples beside the task, shows 131 mm and 24 degrees.
 """
 
 import mujoco
 import numpy as np
 
-REGION_SLACK_M = 0.03
+REGION_SLACK_M = 0.06
 TOPPLED_DEG = 20.0
 RESTING_M_PER_S = 0.05
 RESTING_RAD_PER_S = 0.5
@@ -30,7 +31,7 @@ RESTING_RAD_PER_S = 0.5
 def check_task(task, states):
     """Checks initial states by index (None: all) and returns one row for the task."""
     count = len(task.init_states)
-    chosen = range(count) if states is None else states
+    chosen = range(count) if states is None else [task.check_init_state(index) for index in states]
     failures, notes = [], []
     for index in chosen:
         bad, odd = _check_state(task, index)

@@ -136,12 +136,15 @@ class TaskEnv:
         return observation, (index if state is None else None)
 
     def _choose(self, seed, init_state):
-        count = len(self.init_states)
         if init_state is not None:
-            if not 0 <= init_state < count:
-                raise ConfigError(f"initial state {init_state}: {self.name} has states 0 to {count - 1}")
-            return init_state
-        return (seed if seed is not None else self._trial) % count
+            return self.check_init_state(init_state)
+        return (seed if seed is not None else self._trial) % len(self.init_states)
+
+    def check_init_state(self, index):
+        """The index itself, if there is such an initial state."""
+        if not 0 <= index < len(self.init_states):
+            raise ConfigError(f"initial state {index}: {self.name} has states 0 to {len(self.init_states) - 1}")
+        return index
 
     def _explicit(self, state):
         state = np.asarray(state, dtype=np.float64)
