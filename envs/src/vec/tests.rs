@@ -1,3 +1,5 @@
+//! Vector environments, with toys whose every step is known.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

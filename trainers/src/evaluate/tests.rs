@@ -1,3 +1,5 @@
+//! The evaluation loop, with environments and policies whose outcome is known.
+
 use std::sync::Arc;
 use std::time::Duration;
 
