@@ -10,6 +10,7 @@
 //! | [`outcome`], [`summary`] | from ledger to numbers; what a report shows, as plain data |
 //! | [`videos`], [`video`] | which episodes are filmed afterwards, and how a film is written |
 //! | [`report`], [`eval_info`] | `report.html` for people, `eval_info.json` for programs |
+//! | [`doctor`] | what is installed, what is wrong, and the line that fixes it |
 //! | [`cpu`] | CPU time of this process and its children |
 //! | [`cli`] | the command line of `bench` |
 
@@ -17,6 +18,7 @@ mod error;
 
 pub mod cli;
 pub mod cpu;
+pub mod doctor;
 pub mod eval_info;
 pub mod ledger;
 pub mod outcome;
