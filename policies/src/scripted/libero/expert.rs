@@ -5,7 +5,7 @@ use simloop_envs::{ActionChunk, Info, Observation};
 
 use super::grasp::{Grasp, GraspId, plan, reached};
 use super::hand::{
-    EMPTY, PALM, PALM_RADIUS, TIP, in_hand, nearer_yaw, pointing_down, rotation_vector,
+    BASE_X, EMPTY, PALM, PALM_RADIUS, TIP, in_hand, nearer_yaw, pointing_down, rotation_vector,
     wrap_half_turn, yaw_of,
 };
 use super::scene::{Body, Scene};
@@ -244,8 +244,18 @@ impl Memory {
             Phase::Reach => self.reach(s),
             Phase::Close => self.close(s),
             Phase::Carry => self.carry(s),
-            Phase::Release => self.wait(s, 0.0, Next::Failed("released without success")),
-            Phase::Retreat => self.wait(s, 0.05, Next::Replan),
+            Phase::Release => {
+                self.wait(s, Vector3::zeros(), Next::Failed("released without success"))
+            }
+            Phase::Retreat => {
+                let mut away = Vector3::z() * TRANSLATION_M;
+                // Then towards the base too: an arm that is stretched out does not follow its controller any more.
+                if self.steps > OPEN_STEPS / 2 {
+                    let back = Vector2::new(BASE_X, 0.0) - s.scene.eef.xy();
+                    set_xy(&mut away, TRANSLATION_M * back.normalize());
+                }
+                self.wait(s, away, Next::Replan)
+            }
         }
     }
 
@@ -377,9 +387,9 @@ impl Memory {
         (Command { point, yaw: self.yaw, gripper: 1.0 }, next)
     }
 
-    /// Opens the fingers, rising by `rise` per step, until `then`.
-    fn wait(&self, s: &Situation<'_>, rise: f64, then: Next) -> (Command, Next) {
-        let point = s.scene.eef + Vector3::z() * rise;
+    /// Opens the fingers, moving on by `shift` per step, until `then`.
+    fn wait(&self, s: &Situation<'_>, shift: Vector3<f64>, then: Next) -> (Command, Next) {
+        let point = s.scene.eef + shift;
         let command = Command { point, yaw: yaw_of(&s.scene.hand), gripper: -1.0 };
         (command, if self.steps >= OPEN_STEPS { then } else { Next::Stay })
     }

@@ -4,7 +4,7 @@ use std::f64::consts::{FRAC_PI_2, PI, TAU};
 
 use nalgebra::{Vector2, Vector3};
 
-use super::hand::{OPEN, TIP, clearance, wrap_half_turn, yaw_of};
+use super::hand::{BASE_X, OPEN, TIP, clearance, wrap_half_turn, yaw_of};
 use super::scene::{Body, Obb, Scene, shifted};
 use super::task::Task;
 use crate::PolicyError;
@@ -32,6 +32,9 @@ const WIDEST: f64 = 0.074;
 /// More room than this is worth nothing.
 const ENOUGH_ROOM: f64 = 0.012;
 const COST_PER_RADIAN: f64 = 0.003;
+/// For reaching further than `EASY_REACH`: stretched out, the arm is near a singularity and its controller gets stuck.
+const COST_PER_METRE: f64 = 0.1;
+const EASY_REACH: f64 = 0.66;
 const COST_PER_OPENING: f64 = 0.0005;
 const COST_PER_EXTRA_WIDTH: f64 = 0.5;
 const COST_PER_FAILURE: f64 = 0.02;
@@ -125,8 +128,10 @@ pub(super) fn plan(
                 room = room.min(own).min(clearance(point, yaw, HELD_OPENING, &there));
             }
             let failures = tried.iter().filter(|id| grasp.id == Some(**id)).count();
+            let reach = (point.xy() - Vector2::new(BASE_X, 0.0)).norm();
             let score = room.min(ENOUGH_ROOM)
                 - COST_PER_RADIAN * yaw.abs()
+                - COST_PER_METRE * (reach - EASY_REACH).max(0.0)
                 - cost
                 - COST_PER_FAILURE * failures as f64;
             Ranked { grasp, score, room }

@@ -21,6 +21,9 @@ pub(super) const EMPTY: f64 = 0.0006;
 /// Fully open, per finger.
 pub(super) const OPEN: f64 = 0.04;
 
+/// The robot's base stands at this x, y = 0 (LIBERO's tables -0.66 m, its floor -0.6 m).
+pub(super) const BASE_X: f64 = -0.65;
+
 /// Fingers and palm are swept this far upwards: a grasp is reached and left vertically.
 const SWEEP: f64 = 0.15;
 const FINGER_HALF_X: f64 = 0.0105;
