@@ -519,6 +519,14 @@ fn worked_values_hold() {
     let sequence = MixtureSequence::JEFFREYS.interval(rate(486, 500), ALPHA);
     rounded(sequence.low, 0.937_466);
     rounded(sequence.high, 0.990_858);
+    // Every fifth of 50 outcomes a zero, the first one too.
+    let mut hedged = HedgedSequence::new(ALPHA, 1000);
+    let ends: Vec<Interval> =
+        (0..50).map(|i| hedged.push(if i % 5 == 0 { 0.0 } else { 1.0 })).collect();
+    for (seen, low, high) in [(10, 0.36, 1.0), (20, 0.495, 0.962), (50, 0.61, 0.917)] {
+        close(ends[seen - 1].low, low, CLOSED, "hedged sequence");
+        close(ends[seen - 1].high, high, CLOSED, "hedged sequence");
+    }
     close(planner::false_difference_probability(0.9, 500, 0.05), 0.0098, 5.1e-5, "by chance");
     let band = observed_band(50, 0.28, ALPHA);
     assert_eq!((band.low, band.high), (0.16, 0.40));
