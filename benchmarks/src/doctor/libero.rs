@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use simloop_envs::EnvError;
+use simloop_envs::libero::INSTALL;
+
 use super::{Finding, Probe};
 
 /// The pins that `make libero` installs.
@@ -11,8 +14,6 @@ const PINS: &str = include_str!("../../../envs/python/requirements-libero.txt");
 const PYTHON: &str = "3.11";
 /// The files that the 40 tasks of spatial, object, goal and 10 read.
 const ASSETS: &str = include_str!("libero_assets.txt");
-/// A file that every copy of the assets has.
-const ASSETS_MARK: &str = "scenes/libero_tabletop_base_style.xml";
 /// Suites and their tasks: one file of initial states each (hf-libero 0.1.4, `libero/libero/init_files`).
 const SUITES: [(&str, usize); 5] = [
     ("libero_spatial", 10),
@@ -32,27 +33,39 @@ const CORE: [(&str, &str); 5] = [
 
 pub(super) fn judge(probe: &Probe) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let site = interpreter(&probe.python, &mut findings);
-    if let Some(site) = &site {
-        packages(&probe.python, site, &mut findings);
-        findings.push(init_states(&probe.python, site));
+    match &probe.python {
+        Ok(python) => {
+            if let Some(site) = interpreter(python, &mut findings) {
+                packages(python, &site, &mut findings);
+                findings.push(init_states(python, &site));
+            }
+        }
+        Err(error) => findings.push(absent("LIBERO's Python", error, INSTALL)),
     }
-    findings.push(assets(probe, site.as_deref()));
+    findings.push(assets(probe));
     findings.push(opengl(probe));
     findings
+}
+
+/// A thing that was looked for in vain, in the words of the one who looked.
+fn absent(subject: &'static str, error: &EnvError, remedy: &str) -> Finding {
+    match error {
+        EnvError::Unavailable { what, remedy } => {
+            Finding::fault(subject, format!("not found: {what}"), remedy)
+        }
+        other => Finding::fault(subject, other.to_string(), remedy),
+    }
+}
+
+/// The `libero` package in the environment of this interpreter.
+pub(super) fn package_beside(python: &Path) -> Option<PathBuf> {
+    let (site, _) = site_packages(python.parent()?.parent()?)?;
+    Some(site.join("libero")).filter(|package| package.is_dir())
 }
 
 /// Judges the interpreter and returns its `site-packages` when there is one.
 fn interpreter(python: &Path, findings: &mut Vec<Finding>) -> Option<PathBuf> {
     let subject = "LIBERO's Python";
-    if !python.exists() {
-        findings.push(Finding::fault(
-            subject,
-            format!("none: no {}", python.display()),
-            "make libero",
-        ));
-        return None;
-    }
     // Not resolved: the link's own place, not its target's, is what makes a virtual environment.
     let prefix = python.parent()?.parent()?;
     let Some((site, folder_version)) = site_packages(prefix) else {
@@ -204,17 +217,11 @@ fn init_states(python: &Path, site: &Path) -> Finding {
     Finding::ok(subject, format!("{tasks} tasks in {} suites", SUITES.len()))
 }
 
-fn assets(probe: &Probe, site: Option<&Path>) -> Finding {
+fn assets(probe: &Probe) -> Finding {
     let subject = "assets";
-    let own = site.map(|site| site.join("libero/libero/assets"));
-    let (before, after) = &probe.assets;
-    let places: Vec<&Path> = before.iter().chain(&own).chain(after).map(PathBuf::as_path).collect();
-    let Some(folder) = places.iter().find(|place| place.join(ASSETS_MARK).is_file()) else {
-        return Finding::fault(
-            subject,
-            "none in $LIBERO_ASSETS, the package, ../shared/data/libero_assets or .simloop/libero_assets",
-            "bench libero --download-assets (or export LIBERO_ASSETS=<their folder>)",
-        );
+    let folder = match &probe.assets {
+        Ok(folder) => folder,
+        Err(error) => return absent(subject, error, "bench libero --download-assets"),
     };
     let needed: Vec<&str> = ASSETS.lines().filter(|line| !line.is_empty()).collect();
     let missing: Vec<&&str> = needed.iter().filter(|file| !folder.join(file).is_file()).collect();
@@ -271,7 +278,7 @@ fn opengl(probe: &Probe) -> Finding {
             "unset MUJOCO_GL",
         ),
         _ => match (osmesa, egl) {
-            (true, true) => Finding::ok(subject, "OSMesa and EGL"),
+            (true, true) => Finding::ok(subject, "EGL (OSMesa too: MUJOCO_GL=osmesa)"),
             (true, false) => Finding::ok(subject, "OSMesa"),
             (false, true) => Finding::ok(subject, "EGL"),
             (false, false) => {

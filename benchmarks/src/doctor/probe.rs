@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create, statvfs};
 use rustix::process::{Resource, getrlimit};
+use simloop_envs::EnvError;
+use simloop_envs::libero::{LocateOptions, find_assets, find_python};
 use simloop_policies::device;
+
+use super::libero::package_beside;
 
 /// What libtorch says about CUDA.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,10 +33,10 @@ pub struct Probe {
     pub cuda: Cuda,
     /// The file that an NVIDIA driver provides.
     pub nvidia_driver: PathBuf,
-    /// The interpreter that runs LIBERO; it need not exist.
-    pub python: PathBuf,
-    /// Where LIBERO's assets are looked for beside the package's own folder: those before it, those after it.
-    pub assets: (Vec<PathBuf>, Vec<PathBuf>),
+    /// The interpreter that runs LIBERO, or why there is none.
+    pub python: Result<PathBuf, EnvError>,
+    /// The folder of LIBERO's assets, or why there is none.
+    pub assets: Result<PathBuf, EnvError>,
     /// Folders in which the dynamic loader finds OpenGL.
     pub library_dirs: Vec<PathBuf>,
     /// The folders of `PATH`.
@@ -57,6 +61,9 @@ impl Probe {
         let set = |name: &str| env.get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let linked = Path::new(device::BUILT_AGAINST);
         let library = device::load_cuda().clone();
+        let places = LocateOptions::default();
+        let python = find_python(&places);
+        let package = python.as_deref().ok().and_then(package_beside);
         Self {
             libtorch: set("LIBTORCH")
                 .or_else(|| roots.iter().map(|r| r.join(".simloop/libtorch")).find(|p| p.exists()))
@@ -64,20 +71,8 @@ impl Probe {
             loaded_libtorch: device::loaded_libtorch(),
             cuda: Cuda { library, devices: device::devices().cuda_devices },
             nvidia_driver: "/proc/driver/nvidia/version".into(),
-            python: set("SIMLOOP_LIBERO_PYTHON")
-                .or_else(|| {
-                    roots.iter().map(|r| r.join(".simloop/libero/bin/python")).find(|p| p.exists())
-                })
-                .unwrap_or_else(|| ".simloop/libero/bin/python".into()),
-            assets: (
-                set("LIBERO_ASSETS").into_iter().collect(),
-                roots
-                    .iter()
-                    .flat_map(|r| {
-                        [r.join("../shared/data/libero_assets"), r.join(".simloop/libero_assets")]
-                    })
-                    .collect(),
-            ),
+            assets: find_assets(&places, package.as_deref()),
+            python,
             library_dirs: library_dirs(&env),
             path: env.get("PATH").map(|p| std::env::split_paths(p).collect()).unwrap_or_default(),
             free_bytes: statvfs(".").map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize)),

@@ -4,22 +4,51 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use simloop_envs::libero::{LocateOptions, find_assets, find_python};
 use simloop_policies::device;
+use tempfile::TempDir;
 
 use super::finding::report;
 use super::{Cuda, Finding, Probe, Status, diagnose};
 
 /// A machine on which everything is as it should be, in a folder.
 struct Machine {
-    dir: tempfile::TempDir,
+    dir: TempDir,
     probe: Probe,
 }
 
 const SITE: &str = ".simloop/libero/lib/python3.11/site-packages";
 const LIBTORCH: &str = ".simloop/libtorch";
+const ASSETS: &str = "shared/data/libero_assets";
+const SUITES: [(&str, usize); 5] = [
+    ("libero_spatial", 10),
+    ("libero_object", 10),
+    ("libero_goal", 10),
+    ("libero_10", 10),
+    ("libero_90", 90),
+];
+
+/// The many files that most faults leave alone: tasks, initial states, assets.
+fn data() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |relative: &str| {
+        let path = dir.path().join(relative);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+    };
+    for (suite, tasks) in SUITES {
+        for task in 0..tasks {
+            write(&format!("libero/libero/init_files/{suite}/{task}.pruned_init"));
+            write(&format!("libero/libero/bddl_files/{suite}/{task}.bddl"));
+        }
+    }
+    include_str!("libero_assets.txt").lines().for_each(|file| write(&format!("assets/{file}")));
+    dir
+}
 
 impl Machine {
-    fn healthy() -> Self {
+    /// `data` is what [`data`] made; it is linked, for speed.
+    fn healthy(data: &TempDir) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let machine = Self { probe: probe(root), dir };
@@ -39,22 +68,13 @@ impl Machine {
             let (name, version) = line.split_once("==").unwrap();
             machine.package(name, version.split_whitespace().next().unwrap());
         }
-        for (suite, tasks) in [
-            ("libero_spatial", 10),
-            ("libero_object", 10),
-            ("libero_goal", 10),
-            ("libero_10", 10),
-            ("libero_90", 90),
-        ] {
-            for task in 0..tasks {
-                let package = format!("{SITE}/libero/libero");
-                machine.write(&format!("{package}/init_files/{suite}/{task}.pruned_init"), "");
-                machine.write(&format!("{package}/bddl_files/{suite}/{task}.bddl"), "");
+        for (suite, _) in SUITES {
+            for folder in ["init_files", "bddl_files"] {
+                let inside = format!("libero/libero/{folder}/{suite}");
+                machine.link(&data.path().join(&inside), &format!("{SITE}/{inside}"));
             }
         }
-        for file in include_str!("libero_assets.txt").lines() {
-            machine.write(&format!("shared/data/libero_assets/{file}"), "");
-        }
+        machine.link(&data.path().join("assets"), ASSETS);
         machine.write("lib/libOSMesa.so.8", "");
         for tool in ["cargo", "gcc", "g++", "make"] {
             machine.write(&format!("bin/{tool}"), "");
@@ -72,13 +92,29 @@ impl Machine {
         fs::write(path, text).unwrap();
     }
 
+    fn link(&self, target: &Path, relative: &str) {
+        let path = self.path(relative);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(target, path).unwrap();
+    }
+
     fn remove(&self, relative: &str) {
         let path = self.path(relative);
-        if path.is_dir() {
+        if path.symlink_metadata().unwrap().is_dir() {
             fs::remove_dir_all(path).unwrap();
         } else {
             fs::remove_file(path).unwrap();
         }
+    }
+
+    /// Looks for LIBERO as `Probe::here` does, in this machine's folders.
+    fn look_again(&mut self) {
+        let places = LocateOptions {
+            python: Some(self.path(".simloop/libero/bin/python")),
+            assets: Some(self.path(ASSETS)),
+        };
+        self.probe.python = find_python(&places);
+        self.probe.assets = find_assets(&places, None).map(|_| self.path(ASSETS));
     }
 
     /// Installs a package as pip leaves it: a `dist-info` folder, dashes written as underscores.
@@ -101,8 +137,8 @@ fn probe(root: &Path) -> Probe {
         loaded_libtorch: None,
         cuda: Cuda { library: device::Cuda::Absent, devices: 0 },
         nvidia_driver: root.join("proc/driver/nvidia/version"),
-        python: root.join(".simloop/libero/bin/python"),
-        assets: (vec![], vec![root.join("shared/data/libero_assets")]),
+        python: Ok(root.join(".simloop/libero/bin/python")),
+        assets: Ok(root.join(ASSETS)),
         library_dirs: vec![root.join("lib")],
         path: vec![root.join("bin")],
         free_bytes: 100 << 30,
@@ -118,7 +154,8 @@ fn wrong(probe: &Probe) -> Vec<Finding> {
 
 #[test]
 fn a_healthy_machine_has_nothing_to_fix() {
-    let machine = Machine::healthy();
+    let data = data();
+    let machine = Machine::healthy(&data);
     assert_eq!(wrong(&machine.probe), []);
     let mut text = Vec::new();
     assert_eq!(report(&diagnose(&machine.probe), &mut text).unwrap(), 0);
@@ -176,9 +213,12 @@ const FAULTS: &[Injection] = &[
     ),
     (
         "no virtual environment",
-        |m| m.remove(".simloop/libero"),
+        |m| {
+            m.remove(".simloop/libero");
+            m.look_again();
+        },
         "LIBERO's Python",
-        "none",
+        "the Python that --python names",
         "make libero",
     ),
     (
@@ -225,21 +265,32 @@ const FAULTS: &[Injection] = &[
     ),
     (
         "a lost file of initial states",
-        |m| m.remove(&format!("{SITE}/libero/libero/init_files/libero_goal/3.pruned_init")),
+        |m| {
+            let suite = format!("{SITE}/libero/libero/init_files/libero_goal");
+            m.remove(&suite);
+            (0..9).for_each(|task| m.write(&format!("{suite}/{task}.pruned_init"), ""));
+        },
         "initial states",
         "libero_goal: 9 .pruned_init files",
         "--force-reinstall hf-libero==0.1.4",
     ),
     (
         "no assets",
-        |m| m.remove("shared/data/libero_assets"),
+        |m| {
+            m.remove(ASSETS);
+            m.look_again();
+        },
         "assets",
-        "none in $LIBERO_ASSETS",
+        "LIBERO's assets in",
         "bench libero --download-assets",
     ),
     (
         "assets cut short",
-        |m| m.remove("shared/data/libero_assets/wall.xml"),
+        |m| {
+            m.remove(ASSETS);
+            let files = include_str!("libero_assets.txt").lines();
+            files.filter(|f| *f != "wall.xml").for_each(|f| m.write(&format!("{ASSETS}/{f}"), ""));
+        },
         "assets",
         "1 of 250 files missing",
         "--download-assets",
@@ -275,8 +326,9 @@ const FAULTS: &[Injection] = &[
 
 #[test]
 fn each_injected_fault_is_the_one_finding_and_brings_its_remedy() {
+    let data = data();
     for (name, inject, subject, found, remedy) in FAULTS {
-        let mut machine = Machine::healthy();
+        let mut machine = Machine::healthy(&data);
         inject(&mut machine);
         let findings = wrong(&machine.probe);
         let [finding] = findings.as_slice() else { panic!("{name}: {findings:?}") };
@@ -315,8 +367,9 @@ fn what_only_slows_down_is_a_warning_and_exits_0() {
             "unset LD_LIBRARY_PATH",
         ),
     ];
+    let data = data();
     for (inject, subject, remedy) in warnings {
-        let mut machine = Machine::healthy();
+        let mut machine = Machine::healthy(&data);
         inject(&mut machine);
         let findings = wrong(&machine.probe);
         let [finding] = findings.as_slice() else { panic!("{subject}: {findings:?}") };
@@ -324,21 +377,6 @@ fn what_only_slows_down_is_a_warning_and_exits_0() {
         assert!(finding.remedy.contains(remedy), "{finding:?}");
         assert_eq!(report(&findings, &mut Vec::new()).unwrap(), 0);
     }
-}
-
-#[test]
-fn named_assets_come_before_the_package_and_the_package_before_the_neighbour() {
-    let mut machine = Machine::healthy();
-    for file in include_str!("libero_assets.txt").lines() {
-        machine.write(&format!("{SITE}/libero/libero/assets/{file}"), "");
-        machine.write(&format!("mine/{file}"), "");
-    }
-    let used = |probe: &Probe| {
-        diagnose(probe).into_iter().find(|f| f.subject == "assets").map(|f| f.found).unwrap()
-    };
-    assert!(used(&machine.probe).contains("site-packages/libero/libero/assets"));
-    machine.probe.assets.0 = vec![machine.path("mine")];
-    assert!(used(&machine.probe).ends_with("mine"));
 }
 
 #[test]
