@@ -4,6 +4,7 @@
 //! CUDA has to be loaded by hand, before libtorch is asked anything: its CUDA hooks are looked up once and cached.
 //! Programs call [`load_cuda`] first thing in `main`; the same binary then serves machines with and without a GPU.
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -97,7 +98,11 @@ fn load_beside(cpu: &Path) -> Cuda {
             std::mem::forget(library);
             Cuda::Loaded(path)
         }
-        Err(error) => Cuda::Failed { path, detail: error.to_string() },
+        Err(error) => {
+            // The outer message says only that dlopen failed; its source names the library that is missing.
+            let detail = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            Cuda::Failed { path, detail }
+        }
     }
 }
 
@@ -137,7 +142,10 @@ mod tests {
         assert_eq!(absent, Cuda::Absent);
         let Cuda::Failed { path, detail } = broken else { panic!("loaded {broken:?}") };
         assert!(path.ends_with(CUDA_LIBRARY));
-        assert!(!detail.is_empty());
+        assert!(
+            detail.contains("invalid ELF header") || detail.contains("file too short"),
+            "{detail}"
+        );
     }
 
     #[test]

@@ -349,6 +349,7 @@ fn what_only_slows_down_is_a_warning_and_exits_0() {
         (|m| m.write("proc/driver/nvidia/version", ""), "CUDA", "SIMLOOP_CUDA=1 make libtorch"),
         (
             |m| {
+                m.write("proc/driver/nvidia/version", "");
                 let path = m.path("libtorch_cuda.so");
                 m.probe.cuda.library =
                     device::Cuda::Failed { path, detail: "libcudnn.so.9: cannot open".into() };

@@ -78,7 +78,7 @@ fn cuda(probe: &Probe) -> Finding {
             "check that `nvidia-smi` lists a GPU and that CUDA_VISIBLE_DEVICES is not empty",
         ),
         Cuda::Loaded(_) => Finding::ok("CUDA", "library loaded, no NVIDIA driver: the CPU is used"),
-        Cuda::Failed { path, detail } => Finding::warn(
+        Cuda::Failed { path, detail } if driver => Finding::warn(
             "CUDA",
             format!("{} does not load: {detail}", path.display()),
             "rm -rf .simloop/libtorch && make libtorch",
@@ -88,6 +88,8 @@ fn cuda(probe: &Probe) -> Finding {
             "an NVIDIA driver, but a libtorch without CUDA: the CPU is used",
             "SIMLOOP_CUDA=1 make libtorch",
         ),
-        Cuda::Absent => Finding::ok("CUDA", "no NVIDIA driver: the CPU is used"),
+        Cuda::Absent | Cuda::Failed { .. } => {
+            Finding::ok("CUDA", "no NVIDIA driver: the CPU is used")
+        }
     }
 }
