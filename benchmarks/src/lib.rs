@@ -11,11 +11,14 @@
 //! | [`videos`], [`video`] | which episodes are filmed afterwards, and how a film is written |
 //! | [`report`], [`eval_info`] | `report.html` for people, `eval_info.json` for programs |
 //! | [`doctor`] | what is installed, what is wrong, and the line that fixes it |
+//! | [`protocol`] | LIBERO's published protocols, a source beside each number |
+//! | [`assets`] | LIBERO's meshes and textures from the Hugging Face hub |
 //! | [`cpu`] | CPU time of this process and its children |
 //! | [`cli`] | the command line of `bench` |
 
 mod error;
 
+pub mod assets;
 pub mod cli;
 pub mod cpu;
 pub mod doctor;
@@ -23,6 +26,7 @@ pub mod eval_info;
 pub mod ledger;
 pub mod outcome;
 pub mod progress;
+pub mod protocol;
 pub mod report;
 pub mod runner;
 pub mod sequential;
