@@ -26,7 +26,7 @@ const MAX_LISTING_BYTES: u64 = 64 << 20;
 const MAX_PAGES: usize = 1000;
 const MAX_TOTAL_BYTES: u64 = 50 << 30;
 const MAX_TRIES: u32 = 5;
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 /// Files of the repository that describe it; the simulator reads none of them.
 const SKIPPED: [&str; 2] = [".gitattributes", "README.md"];
 
@@ -383,19 +383,16 @@ fn matches(path: &Path, entry: &Entry) -> std::io::Result<bool> {
     if size != entry.bytes() {
         return Ok(false);
     }
-    let (wanted, got) = match &entry.lfs {
-        Some(lfs) => (&lfs.oid, hash::<Sha256>(Sha256::new(), &mut file)?),
+    let (wanted, got) = if let Some(lfs) = &entry.lfs {
+        (&lfs.oid, hash(Sha256::new(), &mut file)?)
+    } else {
         // A git blob's id: SHA-1 over a header and the contents.
-        None => {
-            let header = Sha1::new_with_prefix(format!("blob {size}\0"));
-            (&entry.oid, hash::<Sha1>(header, &mut file)?)
-        }
+        (&entry.oid, hash(Sha1::new_with_prefix(format!("blob {size}\0")), &mut file)?)
     };
     Ok(wanted.trim_start_matches("sha256:").eq_ignore_ascii_case(&got))
 }
 
 fn hash<D: Digest>(mut hasher: D, file: &mut fs::File) -> std::io::Result<String> {
-    use std::fmt::Write as _;
     let mut buffer = vec![0; 1 << 16];
     loop {
         let n = file.read(&mut buffer)?;
@@ -404,10 +401,16 @@ fn hash<D: Digest>(mut hasher: D, file: &mut fs::File) -> std::io::Result<String
         }
         hasher.update(&buffer[..n]);
     }
-    Ok(hasher.finalize().iter().fold(String::new(), |mut text, byte| {
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
         let _infallible = write!(text, "{byte:02x}");
         text
-    }))
+    })
 }
 
 #[cfg(test)]

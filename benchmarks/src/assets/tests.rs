@@ -66,7 +66,7 @@ impl TestHub {
 }
 
 fn digest<D: Digest>(hasher: D) -> String {
-    hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hex(&hasher.finalize())
 }
 
 fn answer(
