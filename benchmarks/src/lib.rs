@@ -3,6 +3,8 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`suites`] | what is run: tasks, episodes, environments and policies of a suite |
+//! | [`protocol`] | versioned numbers, a source beside each |
+//! | [`assets`] | LIBERO's meshes and textures from the hub |
 //! | [`runner`] | running it: workers, progress, ledger, resume |
 //! | [`ledger`] | each (task, trial) exactly once, on disk; every number is recomputed from it |
 //! | [`stats`] | intervals, tests, sequential monitoring, planning |

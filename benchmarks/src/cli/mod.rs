@@ -6,6 +6,7 @@
 mod common;
 mod compare;
 mod finish;
+mod libero;
 mod pusht;
 mod replay;
 mod speed;
@@ -30,6 +31,10 @@ struct Cli {
 enum Command {
     /// Benchmark a policy on PushT (native rapier3d).
     Pusht(pusht::PushtArgs),
+    /// Benchmark a policy on LIBERO (the real one, in Python worker processes).
+    Libero(libero::LiberoArgs),
+    /// Find what is missing on this machine, with one line that fixes each.
+    Doctor,
     /// Apply recorded actions from recorded states and report the differences.
     Replay(replay::ReplayArgs),
     /// Compare two result folders by a paired test on shared (task, trial).
@@ -58,6 +63,10 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Pusht(args) => pusht::run(&args),
+        Command::Libero(args) => libero::run(&args),
+        Command::Doctor => crate::doctor::run(&mut std::io::stdout())
+            .map(ExitCode::from)
+            .map_err(|e| BenchError::usage(format!("print the findings: {e}"))),
         Command::Replay(args) => replay::run(&args),
         Command::Compare(args) => compare::compare(&args),
         Command::Plan(args) => compare::plan(&args),

@@ -9,6 +9,7 @@ use simloop_envs::vec::ThreadedVecEnv;
 use simloop_envs::{EnvId, FrameRequest, Info, Observation, Reply, Request, VecEnv};
 use simloop_policies::{ActMode, ActRequest, Policy, RandomPolicy};
 
+use super::libero::LiberoEnvArgs;
 use super::pusht::PushtEnvArgs;
 use crate::BenchError;
 use crate::cpu::tree_secs;
@@ -39,6 +40,13 @@ enum SpeedEnv {
     Pusht {
         #[command(flatten)]
         env: PushtEnvArgs,
+        #[command(flatten)]
+        pace: PaceArgs,
+    },
+    /// LIBERO.
+    Libero {
+        #[command(flatten)]
+        env: LiberoEnvArgs,
         #[command(flatten)]
         pace: PaceArgs,
     },
@@ -87,6 +95,9 @@ pub(super) fn run(args: SpeedArgs) -> Result<ExitCode, BenchError> {
     let (suite, pace) = match args.env {
         SpeedEnv::Pusht { env, pace } => {
             (env.suite("random", 1000, 0, pace.worker_kind).build()?, pace)
+        }
+        SpeedEnv::Libero { env, pace } => {
+            (env.suite_for_speed(!matches!(pace.frames, Frames::None))?, pace)
         }
     };
     let measured = measure(&suite, &pace)?;

@@ -1,5 +1,6 @@
 //! What is run: the tasks, episodes, environments and policy of a suite.
 
+pub mod libero;
 pub mod pusht;
 
 use std::collections::BTreeMap;

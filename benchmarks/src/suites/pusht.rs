@@ -5,8 +5,9 @@ use std::sync::Arc;
 use simloop_envs::bridge::{BridgeConfig, BridgeEnv};
 use simloop_envs::pusht::{INSTRUCTION, PushtConfig, PushtEnv};
 use simloop_envs::wrappers::TimeLimit;
-use simloop_envs::{Env, EnvError, EnvFactory, FrameRequest, ResetOptions};
-use simloop_policies::{Policy, RandomPolicy};
+use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, FrameRequest, ResetOptions};
+use simloop_policies::scripted::PushtExpert;
+use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
 use super::{SuiteRun, episode, fingerprint};
 use crate::BenchError;
@@ -43,6 +44,11 @@ impl PushtSuite {
     pub fn build(mut self) -> Result<SuiteRun, BenchError> {
         let space = PushtEnv::new(self.env.clone())?.spec().action.clone();
         let policy: Box<dyn Policy> = match self.policy.as_str() {
+            "scripted" => {
+                // The middle of the arena: where the goal is, for a state the expert has no opinion on.
+                let hold = ActionChunk::single(&[256.0, 256.0])?;
+                Box::new(ExpertPolicy::new("scripted", hold, || Box::new(PushtExpert::new())))
+            }
             "random" => Box::new(RandomPolicy::new(space, 1)),
             other => return Err(super::no_such_policy(other)),
         };
