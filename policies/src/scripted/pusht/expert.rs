@@ -22,7 +22,8 @@ use crate::{Expert, PolicyError};
 /// anew at the state it is shown and drops it when it has become worse than a fresh one, so any state can be labelled.
 ///
 /// # Measured
-/// Solves seeds 0 to 4,000 of gym-pusht's reset in 57 steps on average; see the tests below for what it recovers from.
+/// gym-pusht's seeds 0 to 499: 500 of 500 solved (Wilson 95 %: 99.2 to 100 %) here and in gym-pusht 0.1.8 itself, in 57
+/// steps on average and 101 at most. See the tests below for what it recovers from.
 pub struct PushtExpert {
     pusher: Pusher,
 }
