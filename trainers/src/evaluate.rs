@@ -2,7 +2,7 @@
 //!
 //! # Details
 //! 1. Episodes wait in a queue; a free environment takes the next one, preferring the task it has loaded
-//!    ([`Queue::take`]). Which environment runs an episode, and when, decides nothing about its result.
+//!    (`Queue::take`). Which environment runs an episode, and when, decides nothing about its result.
 //! 2. All noise of a decision is keyed by (run, suite, task, trial, decision) ([`Episode::noise`]).
 //! 3. A fault puts the episode back at the head of the queue with the same seed, up to
 //!    [`EvaluateOptions::max_attempts`]; then it is recorded as [`Status::Error`], never as a failure.

@@ -2,7 +2,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`evaluate`] | the evaluation loop: every episode once, faults retried, results a function of the seed alone |
+//! | [`mod@evaluate`] | the evaluation loop: every episode once, faults retried, results a function of the seed alone |
 //! | [`EpisodeRecord`] | what is kept of an episode |
 //! | [`stop`] | Ctrl-C and SIGTERM as a flag that loops look at |
 

@@ -136,7 +136,7 @@ fn in_child(config: PushtConfig, max_steps: u32) -> Result<EnvFactory, BenchErro
     }))
 }
 
-/// Builds the environment that [`in_child`]'s parent asks for.
+/// Builds the environment that the parent of a worker process asks for.
 ///
 /// # Errors
 /// [`EnvError::Config`] for a config of another version.
