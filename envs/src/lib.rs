@@ -12,7 +12,7 @@
 //! | [`Env`], [`Observation`], [`ActionChunk`], [`Step`], [`EnvSpec`] | the contract, after Gymnasium 1.x |
 //! | [`seeding`] | [`SeedTree`]: every random draw of a run, addressed by name |
 //! | [`bridge`] | one environment in a child process, whatever language the child is written in |
-//! | [`vec`] | [`VecEnv`]: many environments behind `send` and `recv` |
+//! | [`mod@vec`] | [`VecEnv`]: many environments behind `send` and `recv` |
 //! | [`libero`] | LIBERO, the real one, in a Python process |
 //! | [`wrappers`] | time limit, fault injection |
 
