@@ -1,10 +1,12 @@
 //! Running a suite: workers, progress, ledger, resume.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ndarray::Array2;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -115,9 +117,11 @@ pub fn run(
     if let Some(seed) = options.shuffle {
         todo.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     }
-    let mut ordered = monitor.map(|monitor| Ordered { monitor, order, next: 0 });
+    let mut ordered =
+        monitor.map(|monitor| Ordered { monitor, order, next: 0, early: BTreeMap::new() });
     if let Some(ordered) = &mut ordered {
-        ordered.advance(&ledger);
+        ordered.monitor.check(&manifest)?;
+        ordered.catch_up(&ledger);
     }
     let (fresh, known) = (todo.len(), ledger.records().len());
     let mut progress = EvalProgress::new(&suite.suite, planned, ledger.records());
@@ -135,15 +139,22 @@ pub fn run(
             memory_limit_bytes: options.memory_limit_bytes,
             recycle_after: options.recycle_after,
         };
-        let mut sink = |(record, actions): (EpisodeRecord, ndarray::Array2<f32>)| {
-            progress.episode(&record);
+        let mut sink = |(record, actions): (EpisodeRecord, Array2<f32>)| {
             let sink_error = |e: BenchError| TrainerError::Sink { detail: e.to_string() };
-            ledger.append(record, &actions).map_err(sink_error)?;
+            let finished = match &mut ordered {
+                Some(ordered) => ordered.in_order(record, actions),
+                None => vec![(record, actions)],
+            };
+            for (record, actions) in finished {
+                progress.episode(&record);
+                ledger.append(record, &actions).map_err(sink_error)?;
+            }
             if last_sync.elapsed() >= SYNC_EVERY {
                 ledger.sync().map_err(sink_error)?;
                 last_sync = Instant::now();
             }
-            let decided = ordered.as_mut().is_some_and(|ordered| ordered.advance(&ledger));
+            let decided =
+                ordered.as_ref().is_some_and(|ordered| ordered.monitor.verdict().is_some());
             Ok(if decided { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         outcome =
@@ -164,17 +175,18 @@ pub fn run(
     })
 }
 
-/// Feeds a monitor in the protocol's order, whatever order episodes finish in, so that its decision depends on the seed
-/// alone.
+/// Feeds a monitor in the protocol's order, whatever order episodes finish in, and lets go of an episode only when it is
+/// its turn: what is recorded when the monitor decides is the same for any number of workers.
 struct Ordered<'a> {
     monitor: &'a mut Monitor,
     order: Vec<(String, u32)>,
     next: usize,
+    early: BTreeMap<(String, u32), (EpisodeRecord, Array2<f32>)>,
 }
 
 impl Ordered<'_> {
-    /// Hands over every episode that is next in order; true once the monitor has decided.
-    fn advance(&mut self, ledger: &Ledger) -> bool {
+    /// Hands over every recorded episode that is next in order.
+    fn catch_up(&mut self, ledger: &Ledger) {
         while self.monitor.verdict().is_none()
             && let Some((task, trial)) = self.order.get(self.next)
             && let Some(record) = ledger.get(task, *trial)
@@ -182,7 +194,24 @@ impl Ordered<'_> {
             self.monitor.observe(record);
             self.next += 1;
         }
-        self.monitor.verdict().is_some()
+    }
+
+    /// Takes in an episode and returns those whose turn it is now, up to the decision.
+    fn in_order(
+        &mut self,
+        record: EpisodeRecord,
+        actions: Array2<f32>,
+    ) -> Vec<(EpisodeRecord, Array2<f32>)> {
+        self.early.insert((record.task.clone(), record.trial), (record, actions));
+        let mut ready = Vec::new();
+        while self.monitor.verdict().is_none()
+            && let Some(finished) = self.order.get(self.next).and_then(|key| self.early.remove(key))
+        {
+            self.monitor.observe(&finished.0);
+            self.next += 1;
+            ready.push(finished);
+        }
+        ready
     }
 }
 

@@ -11,8 +11,11 @@ const EPISODES: usize = 24;
 
 fn bench(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
-    command.args(["pusht", "--policy", "random", "--videos", "0", "--episodes"]);
+    command.args(["pusht", "--videos", "0", "--episodes"]);
     command.arg(EPISODES.to_string()).args(args).arg("--output-dir").arg(dir);
+    if !args.contains(&"--policy") {
+        command.args(["--policy", "random"]);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -238,4 +241,39 @@ fn ctrl_c_finishes_cleanly_and_can_be_resumed() {
     assert!(text(&output).contains("--resume"), "{}", text(&output));
     assert!(folder.join("report.html").exists());
     assert_eq!(expected, digest(&bench(&folder, &["--resume"]).output().unwrap()));
+}
+
+#[test]
+fn a_run_until_decided_stops_at_the_same_episode_for_any_workers() {
+    // The expert solves everything, so `above one half` is decided after a few episodes.
+    let until = ["--policy", "scripted", "--until-decided", "--target", "0.5"];
+    let alone = run(&[&until[..], &["--workers", "1"]].concat());
+    assert_eq!(alone, run(&[&until[..], &["--workers", "4"]].concat()));
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("run");
+    digest(&bench(&folder, &until).output().unwrap());
+    let decided = recorded(&folder).len();
+    assert!((4..EPISODES).contains(&decided), "{decided} episodes");
+}
+
+#[test]
+fn a_comparison_pairs_what_is_shared_and_refuses_other_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
+    digest(&bench(&a, &["--policy", "scripted"]).output().unwrap());
+    digest(&bench(&b, &[]).output().unwrap());
+    digest(&bench(&c, &["--max-steps", "50"]).output().unwrap());
+    let compare = |x: &Path, y: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_bench")).arg("compare").arg(x).arg(y).output().unwrap()
+    };
+    let better = compare(&a, &b);
+    assert!(
+        better.status.success() && text(&better).contains("A (scripted) is better"),
+        "{}",
+        text(&better)
+    );
+    assert!(text(&compare(&b, &b)).contains("no difference"));
+    let refused = compare(&b, &c);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("max_steps: 300 -> 50"), "{}", text(&refused));
 }

@@ -113,19 +113,28 @@ impl PairedComparison {
         }
         let _ = write!(
             text,
-            ": {a} {}, {b} {}\n{a} alone succeeds on {}, {b} alone on {}\n{}\nexact McNemar p = {:.4}, mid-p = {:.4}, e-value {:.3}\n{}",
+            ": {a} {}, {b} {}\n{a} alone succeeds on {}, {b} alone on {}\n{}\nexact McNemar p {}, mid-p {}, e-value {}\n{}",
             self.rate_a,
             self.rate_b,
             table.n10,
             table.n01,
             difference_line(self.difference, self.interval, self.alpha),
-            self.p_exact,
-            self.p_mid,
-            self.e_value,
+            p_in_words(self.p_exact),
+            p_in_words(self.p_mid),
+            if self.e_value < 1e4 {
+                format!("{:.3}", self.e_value)
+            } else {
+                format!("{:.1e}", self.e_value)
+            },
             self.verdict.in_words(a, b)
         );
         text
     }
+}
+
+/// A p-value as a reader wants it: never a bare zero.
+fn p_in_words(p: f64) -> String {
+    if p < 1e-4 { "< 0.0001".to_owned() } else { format!("= {p:.4}") }
 }
 
 fn difference_line(difference: Option<f64>, interval: Interval, alpha: Alpha) -> String {
@@ -184,11 +193,11 @@ impl UnpairedComparison {
     /// A few lines for the terminal and the report.
     pub fn summary(&self, a: &str, b: &str) -> String {
         format!(
-            "{a} {}, {b} {}, different episodes\n{}\nFisher p = {:.4}, P({a} better) = {:.3}\n{}",
+            "{a} {}, {b} {}, different episodes\n{}\nFisher p {}, P({a} better) = {:.3}\n{}",
             self.rate_a,
             self.rate_b,
             difference_line(self.difference, self.interval, self.alpha),
-            self.p_fisher,
+            p_in_words(self.p_fisher),
             self.prob_a_better,
             self.verdict.in_words(a, b)
         )
