@@ -233,8 +233,10 @@ fn preflight(
     let stored = serde_json::json!({ "suite": suite, "fingerprint": print, "tasks": reports });
     write_atomically(&path, format!("{stored:#}\n").as_bytes())?;
     println!("stored in {}", path.display());
-    let failed: Vec<&str> =
-        reports.iter().filter(|r| !r.passed()).map(|r| r.task.as_str()).collect();
+    let failed = reports.iter().filter(|r| !r.passed());
+    let failed: Vec<String> = failed
+        .map(|r| format!("{} ({} of {} states)", r.task, r.failures.len(), r.checked))
+        .collect();
     if failed.is_empty() {
         println!("preflight passed: {} tasks", reports.len());
         return Ok(ExitCode::SUCCESS);
