@@ -1,8 +1,9 @@
 """Plain LIBERO stepped in one Python process: CPU seconds of stepping alone, as one JSON line.
 
 The same steps as `bench speed libero --tasks <task> --steps <steps>` takes with chunks of one: episode k starts from stored
-initial state k mod 10, settles for ten steps and ends on success or at LIBERO's usual limit; decision d plays the action
-that the random policy draws for noise seed d. Construction, resets and settling are left out, as they are there.
+initial state k mod 10 in the scene of that trial, settles for ten steps and ends on success or at LIBERO's usual limit;
+decision d plays the action that the random policy draws for noise seed d. Construction, resets and settling are left out,
+as they are there.
 
     libero_speed.py [--suite spatial] [--task 0] [--steps 200] [--cameras none|both] [--observables all|policy]
 
@@ -14,6 +15,7 @@ simloop it uses what makes LIBERO importable without prompts and network; enviro
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -70,6 +72,18 @@ def random_action(seed):
     return (np.float32(-1) + np.float32(2) * unit).astype(np.float64)
 
 
+def scene_seed(suite, task, trial):
+    """The seed of `bench`'s episode in run 0: SHA-256 down the path of names, every part with its length before it."""
+
+    def digest(*parts):
+        return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
+
+    node = digest(b"simloop-seed-v1", bytes(8))
+    for name in (f"libero_{suite}", f"libero_{suite}/{task}"):
+        node = digest(node, b"name", name.encode())
+    return int.from_bytes(digest(node, b"index", trial.to_bytes(8, "little"))[:8], "little")
+
+
 def find_assets(given):
     folder = given or os.environ.get("LIBERO_ASSETS") or os.path.join(ROOT, "..", "shared", "data", "libero_assets")
     if not os.path.isdir(folder):
@@ -94,9 +108,10 @@ def build(suite, task, cameras):
     return env, benchmark.get_task_init_states(task)
 
 
-def begin(env, state, trial, cameras, observables):
+def begin(env, state, seed, cameras, observables):
     """Resets as LIBERO does and lets the scene settle."""
-    np.random.seed(trial)
+    env.env.object_property_initializers.clear()  # LIBERO's resets append to the list for ever
+    np.random.seed([seed & MASK32, seed >> 32])
     env.reset()
     if observables == "policy":
         kept = PROPRIO + tuple(f"{name}_image" for name in CAMERAS if cameras)
@@ -112,7 +127,8 @@ def measure(env, states, args):
     limit = STEP_LIMITS[args.suite]
     steps, episodes, wall, cpu, checksum = 0, 0, 0.0, 0.0, 0
     while steps < args.steps:
-        begin(env, states[episodes % TRIALS], episodes % TRIALS, cameras, args.observables)
+        trial = episodes % TRIALS
+        begin(env, states[trial], scene_seed(args.suite, args.task, trial), cameras, args.observables)
         count = min(limit, args.steps - steps)
         actions = [random_action(steps + i + 1) for i in range(count)]
         episodes += 1
