@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The long reliability runs behind the README's table: the same ledger however it is run, and under fire.
 #
-#   scripts/bars.sh ledger-pusht | ledger-libero | chaos-pusht | chaos-libero | orphans
+#   scripts/bars.sh ledger-pusht | ledger-libero | chaos-pusht | hangs-pusht | chaos-libero | orphans
 #
 # Each compares the ledger's SHA-256 with an undisturbed run's and fails if one differs. BENCH names the program,
 # DEBUG_BENCH its debug build.
@@ -50,7 +50,7 @@ killed_and_resumed() { # killed_and_resumed <seconds> <folder> <arguments…>: k
 }
 
 # An episode that loses its worker three times is an error by design: keep the kills rarer than that.
-under_fire() { # under_fire <seconds between kills> <folder> <arguments…>: kill -9 a random worker, KILLS times at most
+under_fire() { # under_fire <seconds between> <folder> <arguments…>: send SIGNAL to a random worker, KILLS times at most
     local every=$1 folder=$2 kills=0
     shift 2
     "$bench" "$@" --output-dir "$work/$folder" >"$work/$folder.out" 2>"$work/$folder.err" &
@@ -58,13 +58,13 @@ under_fire() { # under_fire <seconds between kills> <folder> <arguments…>: kil
     while sleep "$every" && kill -0 "$parent" 2>/dev/null; do
         mapfile -t workers < <(descendants "$parent")
         if ((${#workers[@]} > 0 && kills < ${KILLS:-1000})); then
-            kill -9 "${workers[RANDOM % ${#workers[@]}]}" 2>/dev/null && kills=$((kills + 1))
+            kill -"${SIGNAL:-KILL}" "${workers[RANDOM % ${#workers[@]}]}" 2>/dev/null && kills=$((kills + 1))
         fi
     done
     wait "$parent" || true
     local faults
-    faults=$(grep -o worker_died "$work/$folder/ledger.jsonl" | wc -l)
-    echo "       $kills workers killed, $faults attempts died, $(wc -l <"$work/$folder/ledger.jsonl") episodes recorded" >&2
+    faults=$(grep -oE '"class":"(worker_died|deadline)"' "$work/$folder/ledger.jsonl" | wc -l)
+    echo "       $kills times SIG${SIGNAL:-KILL}, $faults attempts lost, $(wc -l <"$work/$folder/ledger.jsonl") episodes recorded" >&2
     sed -n 's/^ledger //p' "$work/$folder.out"
 }
 
@@ -96,6 +96,12 @@ chaos-pusht)
     same "a worker killed every ${EVERY:-2} s" "$expected" \
         "$(under_fire "${EVERY:-2}" fire "${pusht[@]}" --workers 2 --worker-kind processes)"
     ;;
+hangs-pusht)
+    # A stopped process hangs for ever; only its deadline ends it.
+    expected=$(digest base "${pusht[@]}" --workers 1 --worker-kind sync)
+    same "10 workers stopped" "$expected" \
+        "$(SIGNAL=STOP KILLS=10 under_fire "${EVERY:-1}" fire "${pusht[@]}" --workers 2 --worker-kind processes)"
+    ;;
 chaos-libero)
     KILLS=${KILLS:-5}
     expected=$(digest base "${libero[@]}" --workers 2)
@@ -112,7 +118,8 @@ orphans)
         wait "$parent" 2>/dev/null || true
         sleep 2
         for pid in "${workers[@]}"; do
-            if kill -0 "$pid" 2>/dev/null; then left=$((left + 1)); fi
+            # A zombie has ended; only init has not looked yet.
+            if grep -q '^State:.[^Z]' "/proc/$pid/status" 2>/dev/null; then left=$((left + 1)); fi
         done
         rm -rf "$work/o$i"
     done

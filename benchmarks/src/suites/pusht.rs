@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use simloop_envs::bridge::{BridgeConfig, BridgeEnv};
+use simloop_envs::bridge::{BridgeConfig, BridgeEnv, Deadlines};
 use simloop_envs::pusht::{INSTRUCTION, PushtConfig, PushtEnv};
 use simloop_envs::wrappers::TimeLimit;
 use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, FrameRequest, ResetOptions};
@@ -132,6 +132,8 @@ fn in_child(config: PushtConfig, max_steps: u32) -> Result<EnvFactory, BenchErro
     Ok(Arc::new(move |_| {
         let mut bridge = BridgeConfig::rust(&program, vec!["__worker".to_owned()], config.clone());
         "pusht worker".clone_into(&mut bridge.label);
+        // A step takes well under a millisecond; the rest is patience with a busy machine.
+        bridge.deadlines = Deadlines { start: 30.0, reset: 5.0, step: 5.0, close: 2.0 };
         Ok(Box::new(BridgeEnv::start(bridge)?) as Box<dyn Env>)
     }))
 }
