@@ -6,19 +6,34 @@
 //! | [`Expert`], [`ExpertPolicy`] | labelling any state from the simulator's true state |
 //! | [`RandomPolicy`] | the floor of every benchmark |
 //! | [`scripted`] | experts for PushT and LIBERO |
+//! | [`nn`], [`NoiseStream`] | what networks are made of; their randomness |
+//! | [`ObsBatch`], [`ImitationBatch`] | where arrays become tensors |
+//! | [`normalize`] | units to numbers of order one and back |
+//! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
 //!
 //! The shape legend is in `simloop_envs`.
 
+mod batch;
 mod error;
 mod expert;
+mod model;
+mod noise;
 mod policy;
 mod random;
 
 pub mod device;
+pub mod encoders;
+pub mod fusion;
+pub mod heads;
+pub mod nn;
+pub mod normalize;
 pub mod scripted;
 
+pub use batch::{ImitationBatch, ObsBatch};
 pub use error::PolicyError;
 pub use expert::{Expert, ExpertPolicy};
+pub use model::ImitationModel;
+pub use noise::{NoiseStream, normal_rows};
 pub use policy::{ActMode, ActRequest, ActStats, Needs, Policy, PolicyStep};
 pub use random::RandomPolicy;

@@ -1,0 +1,278 @@
+//! Layers: linear, convolutions, norms, embedding, activations. Names and initial values are PyTorch's.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::{Init, Scope};
+
+/// An element-wise non-linearity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// max(x, 0).
+    #[default]
+    Relu,
+    /// x Φ(x), exact.
+    Gelu,
+    /// The tanh approximation (`gelu_pytorch_tanh`).
+    GeluTanh,
+    /// x σ(x).
+    Silu,
+    /// x tanh(softplus(x)).
+    Mish,
+    /// tanh.
+    Tanh,
+}
+
+impl Activation {
+    /// Applies it.
+    pub fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Relu => x.relu(),
+            Self::Gelu => x.gelu("none"),
+            Self::GeluTanh => x.gelu("tanh"),
+            Self::Silu => x.silu(),
+            Self::Mish => x.mish(),
+            Self::Tanh => x.tanh(),
+        }
+    }
+}
+
+/// `y = x Wᵀ + b`, `[.., in] -> [.., out]`.
+#[derive(Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// With a bias, PyTorch's initial values.
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64) -> Self {
+        Self::with_init(scope, inputs, outputs, Init::FanIn, true)
+    }
+
+    /// Without a bias.
+    pub fn without_bias(scope: &Scope, inputs: i64, outputs: i64) -> Self {
+        Self::with_init(scope, inputs, outputs, Init::FanIn, false)
+    }
+
+    /// With weights that begin as `init`; the bias begins at zero unless `init` is [`Init::FanIn`].
+    pub fn with_init(scope: &Scope, inputs: i64, outputs: i64, init: Init, bias: bool) -> Self {
+        let weight = scope.param("weight", &[outputs, inputs], init);
+        let bias_init = match init {
+            Init::FanIn => Init::Uniform { bound: 1.0 / (inputs.max(1) as f64).sqrt() },
+            _ => Init::Zeros,
+        };
+        Self { weight, bias: bias.then(|| scope.param("bias", &[outputs], bias_init)) }
+    }
+
+    /// `[.., in] -> [.., out]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// Layer normalisation over the last dimension.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Over `width` numbers.
+    pub fn new(scope: &Scope, width: i64, eps: f64) -> Self {
+        Self {
+            weight: scope.param("weight", &[width], Init::Ones),
+            bias: scope.param("bias", &[width], Init::Zeros),
+            eps,
+        }
+    }
+
+    /// `[.., W] -> [.., W]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+/// Group normalisation over channels, `[B, C, ..]`.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: i64,
+}
+
+impl GroupNorm {
+    /// `channels` in `groups`, eps 1e-5.
+    pub fn new(scope: &Scope, groups: i64, channels: i64) -> Self {
+        Self {
+            weight: scope.param("weight", &[channels], Init::Ones),
+            bias: scope.param("bias", &[channels], Init::Zeros),
+            groups,
+        }
+    }
+
+    /// `[B, C, ..] -> [B, C, ..]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), 1e-5, false)
+    }
+}
+
+/// 1-D convolution, `[B, C, T]`.
+#[derive(Debug)]
+pub struct Conv1d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv1d {
+    /// `inputs -> outputs` channels.
+    pub fn new(
+        scope: &Scope,
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+    ) -> Self {
+        let bound = 1.0 / ((inputs * kernel) as f64).sqrt();
+        Self {
+            weight: scope.param("weight", &[outputs, inputs, kernel], Init::FanIn),
+            bias: scope.param("bias", &[outputs], Init::Uniform { bound }),
+            stride,
+            padding,
+        }
+    }
+
+    /// `[B, C_in, T] -> [B, C_out, T']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.conv1d(&self.weight, Some(&self.bias), self.stride, self.padding, 1, 1)
+    }
+}
+
+/// 1-D transposed convolution, `[B, C, T]`.
+#[derive(Debug)]
+pub struct ConvTranspose1d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl ConvTranspose1d {
+    /// `inputs -> outputs` channels; the weight is `[in, out, kernel]`.
+    pub fn new(
+        scope: &Scope,
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+    ) -> Self {
+        let bound = 1.0 / ((outputs * kernel) as f64).sqrt();
+        Self {
+            weight: scope.param("weight", &[inputs, outputs, kernel], Init::FanIn),
+            bias: scope.param("bias", &[outputs], Init::Uniform { bound }),
+            stride,
+            padding,
+        }
+    }
+
+    /// `[B, C_in, T] -> [B, C_out, T']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.conv_transpose1d(&self.weight, Some(&self.bias), self.stride, self.padding, 0, 1, 1)
+    }
+}
+
+/// 2-D convolution, `[B, C, H, W]`.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv2d {
+    /// `inputs -> outputs` channels.
+    pub fn new(
+        scope: &Scope,
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+        bias: bool,
+    ) -> Self {
+        let bound = 1.0 / ((inputs * kernel * kernel) as f64).sqrt();
+        Self {
+            weight: scope.param("weight", &[outputs, inputs, kernel, kernel], Init::FanIn),
+            bias: bias.then(|| scope.param("bias", &[outputs], Init::Uniform { bound })),
+            stride,
+            padding,
+        }
+    }
+
+    /// `[B, C_in, H, W] -> [B, C_out, H', W']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (s, p) = ([self.stride; 2], [self.padding; 2]);
+        x.conv2d(&self.weight, self.bias.as_ref(), s, p, [1, 1], 1)
+    }
+}
+
+/// A table of vectors.
+#[derive(Debug)]
+pub struct Embedding {
+    /// `[N, W]`.
+    pub weight: Tensor,
+    padding: Option<i64>,
+}
+
+impl Embedding {
+    /// `count` rows of `width`; the row `padding` gets no gradient (as in PyTorch).
+    pub fn new(scope: &Scope, count: i64, width: i64, padding: Option<i64>) -> Self {
+        Self { weight: scope.param("weight", &[count, width], Init::Normal { std: 0.02 }), padding }
+    }
+
+    /// `[..] i64 -> [.., W]`.
+    pub fn forward(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.weight, ids, self.padding.unwrap_or(-1), false, false)
+    }
+}
+
+/// Linear layers with an activation between them.
+#[derive(Debug)]
+pub struct Mlp {
+    layers: Vec<Linear>,
+    activation: Activation,
+}
+
+impl Mlp {
+    /// `sizes` from input to output, at least two; layers are called `0`, `1`, ….
+    pub fn new(scope: &Scope, sizes: &[i64], activation: Activation) -> Self {
+        let layers = sizes
+            .windows(2)
+            .enumerate()
+            .map(|(i, pair)| Linear::new(&scope.sub(i), pair[0], pair[1]))
+            .collect();
+        Self { layers, activation }
+    }
+
+    /// `[.., in] -> [.., out]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let mut x = x.shallow_clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i > 0 {
+                x = self.activation.apply(&x);
+            }
+            x = layer.forward(&x);
+        }
+        x
+    }
+}
