@@ -191,17 +191,17 @@ class Toy:
     def step(self, request):
         self.used = 0
         actions = array.array("f", request["actions"])
-        steps = []
+        frames, steps = request["frames"], []
+        looks = frames["last_n"] if isinstance(frames, dict) else {"none": 0, "last": 1, "every": len(actions)}[frames]
         for i, action in enumerate(actions):
             self.t += 1
             self.sum += action
             strike(self, "step", request)
             self.noise(self.config.get("noise_bytes", 0))
-            frames = request["frames"]
             done = self.t >= self.config.get("episode_len", 50)
             steps.append(
                 {
-                    "obs": self.obs(frames == "every" or (frames == "last" and i + 1 == len(actions))),
+                    "obs": self.obs(i + looks >= len(actions)),
                     "reward": float(self.t),
                     "terminated": done,
                     "truncated": False,

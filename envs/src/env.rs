@@ -66,6 +66,9 @@ pub enum FrameRequest {
     /// The last one of the chunk, where the policy looks again.
     #[default]
     Last,
+    /// The last `n` of the chunk, for a policy that sees `n` observations at once. Zero is [`None`](Self::None), and
+    /// what is more than the chunk has is [`Every`](Self::Every).
+    LastN(usize),
     /// Every one, e.g. for a video or a dataset.
     Every,
 }
@@ -76,6 +79,7 @@ impl FrameRequest {
         match self {
             Self::None => false,
             Self::Last => index + 1 == len,
+            Self::LastN(n) => index.saturating_add(n) >= len,
             Self::Every => true,
         }
     }
@@ -144,8 +148,8 @@ pub trait Env: Send {
 
     /// Executes a chunk open loop and stops at the end of the episode.
     ///
-    /// An episode that terminates before the chunk's last action, which nobody can foresee, returns its final step
-    /// without images under [`FrameRequest::Last`].
+    /// An episode that terminates before the chunk's last action, which nobody can foresee, may return its final step
+    /// without images under [`FrameRequest::Last`] and [`FrameRequest::LastN`].
     ///
     /// # Errors
     /// As [`step`](Self::step).

@@ -30,7 +30,7 @@ fn a_python_worker_keeps_the_contract() {
 
 #[test]
 fn a_rust_worker_equals_the_same_env_in_this_process() {
-    let config = json!({ "episode_len": 7 });
+    let config = json!({ "episode_len": 11 });
     let mut near = ToyEnv::new(&config);
     let mut far = BridgeEnv::start(rust_worker(config)).unwrap();
     assert_eq!(near.spec(), far.spec());
@@ -40,7 +40,7 @@ fn a_rust_worker_equals_the_same_env_in_this_process() {
     assert_eq!(far.spec().id, "toy/another-v1");
     assert_eq!(near.spec(), far.spec());
     let chunk = ActionChunk::new(Array2::zeros((4, 1))).unwrap();
-    for frames in [FrameRequest::Every, FrameRequest::Last] {
+    for frames in [FrameRequest::Every, FrameRequest::Last, FrameRequest::LastN(2)] {
         let expected = near.step_chunk(&chunk, frames).unwrap();
         assert_eq!(expected, far.step_chunk(&chunk, frames).unwrap());
     }

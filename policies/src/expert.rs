@@ -47,7 +47,7 @@ impl Policy for ExpertPolicy {
     }
 
     fn needs(&self) -> Needs {
-        Needs { images: false, privileged: true }
+        Needs { privileged: true, ..Needs::default() }
     }
 
     fn act(

@@ -1,6 +1,6 @@
 //! Acting: many observations in, one chunk for each out.
 
-use simloop_envs::{ActionChunk, ActionConvention, EnvId, Info, Observation};
+use simloop_envs::{ActionChunk, ActionConvention, EnvId, FrameRequest, Info, Observation};
 
 use crate::PolicyError;
 
@@ -11,6 +11,10 @@ pub struct ActRequest<'a> {
     pub env: EnvId,
     /// What it shows.
     pub obs: &'a Observation,
+    /// What it showed since the previous decision, oldest first, ending with `obs`: `[obs]` after a reset, otherwise the
+    /// last [`Needs::n_obs_steps`] of the executed chunk's observations, or all of a shorter chunk's. A policy that sees
+    /// further back keeps the rest itself.
+    pub recent: &'a [Observation],
     /// What else it says; only scripted experts may look.
     pub info: &'a Info,
     /// The seed of all noise in this decision: a function of (run, task, trial, decision), never of batch order.
@@ -45,12 +49,32 @@ pub struct PolicyStep {
 }
 
 /// What a policy wants to be shown. Nothing that is not asked for is rendered or sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Camera images.
     pub images: bool,
     /// The simulator's true state.
     pub privileged: bool,
+    /// `T_o`: how many of the newest observations it looks at, at least 1.
+    pub n_obs_steps: usize,
+}
+
+impl Default for Needs {
+    /// The newest observation, without images and without the true state.
+    fn default() -> Self {
+        Self { images: false, privileged: false, n_obs_steps: 1 }
+    }
+}
+
+impl Needs {
+    /// The frames of a chunk that this policy will look at.
+    pub fn frames(&self) -> FrameRequest {
+        match (self.images, self.n_obs_steps) {
+            (false, _) => FrameRequest::None,
+            (true, 0 | 1) => FrameRequest::Last,
+            (true, n) => FrameRequest::LastN(n),
+        }
+    }
 }
 
 /// Anything that acts: scripted, remote or neural. Lives on one thread; needs no `Send`.

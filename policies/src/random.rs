@@ -62,8 +62,13 @@ mod tests {
         let (obs, _) = env.reset(Some(0), &ResetOptions::default()).unwrap();
         let mut policy = RandomPolicy::new(env.spec().action.clone(), 4);
         let info = Info::default();
-        let request =
-            |env, noise_seed| ActRequest { env: EnvId(env), obs: &obs, info: &info, noise_seed };
+        let request = |env, noise_seed| ActRequest {
+            env: EnvId(env),
+            obs: &obs,
+            recent: std::slice::from_ref(&obs),
+            info: &info,
+            noise_seed,
+        };
         let alone = policy.act(&[request(0, 5)], ActMode::Deterministic).unwrap();
         let batch = policy.act(&[request(3, 6), request(1, 5)], ActMode::Deterministic).unwrap();
         assert_eq!(alone[0].chunk, batch[1].chunk);

@@ -7,7 +7,9 @@
 //! 3. A fault puts the episode back at the head of the queue with the same seed, up to
 //!    [`EvaluateOptions::max_attempts`]; then it is recorded as [`Status::Error`], never as a failure.
 //! 4. An error that no retry can mend ([`EnvError::is_permanent`]) ends the run.
-//! 5. An environment whose process has grown past [`EvaluateOptions::memory_limit_bytes`], or that has run
+//! 5. A policy that sees several observations gets those of the steps inside of a chunk too
+//!    ([`ActRequest::recent`]).
+//! 6. An environment whose process has grown past [`EvaluateOptions::memory_limit_bytes`], or that has run
 //!    [`EvaluateOptions::recycle_after`] episodes, is built anew before its next episode.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -86,6 +88,7 @@ pub fn evaluate(
 ) -> Result<(), TrainerError> {
     let mut queue = Queue::new(episodes);
     let mut seats: Vec<Seat> = (0..vec.num_envs()).map(|_| Seat::default()).collect();
+    let n_obs_steps = policy.needs().n_obs_steps.max(1);
     while !stop.is_set() {
         let mut requests = Vec::new();
         for (i, seat) in seats.iter_mut().enumerate() {
@@ -103,7 +106,7 @@ pub fn evaluate(
         }
         let waiting = seats.iter().filter(|seat| seat.is_waiting()).count();
         for (id, reply) in vec.recv(options.min_ready.saturating_sub(waiting).max(1)) {
-            if let Some(finished) = seats[id.0].receive(reply, &mut queue, options)?
+            if let Some(finished) = seats[id.0].receive(reply, n_obs_steps, &mut queue, options)?
                 && sink(finished)?.is_break()
             {
                 return Ok(());
@@ -124,18 +127,21 @@ fn decide(
     let waiting: Vec<_> = seats
         .iter()
         .enumerate()
-        .filter_map(|(i, seat)| seat.waiting().map(|(run, obs, info)| (i, run, obs, info)))
+        .filter_map(|(i, seat)| seat.waiting().map(|(run, recent, info)| (i, run, recent, info)))
         .collect();
     if waiting.is_empty() || (waiting.len() < options.min_ready && under_way > 0) {
         return Ok(());
     }
     let batch: Vec<_> = waiting
         .iter()
-        .map(|(i, run, obs, info)| ActRequest {
-            env: EnvId(*i),
-            obs,
-            info,
-            noise_seed: run.episode.noise.index(u64::from(run.decisions)).seed(),
+        .filter_map(|(i, run, recent, info)| {
+            Some(ActRequest {
+                env: EnvId(*i),
+                obs: recent.last()?,
+                recent,
+                info,
+                noise_seed: run.episode.noise.index(u64::from(run.decisions)).seed(),
+            })
         })
         .collect();
     let started = Instant::now();
@@ -197,7 +203,8 @@ enum State {
     Stale,
     Recycling,
     Resetting(Box<Run>),
-    Waiting(Box<Run>, Observation, Info),
+    /// With what was seen since the previous decision, oldest first and never empty.
+    Waiting(Box<Run>, Vec<Observation>, Info),
     Stepping(Box<Run>, ActionChunk),
 }
 
@@ -244,9 +251,9 @@ impl Seat {
         matches!(self.state, State::Waiting(..))
     }
 
-    fn waiting(&self) -> Option<(&Run, &Observation, &Info)> {
+    fn waiting(&self) -> Option<(&Run, &[Observation], &Info)> {
         match &self.state {
-            State::Waiting(run, obs, info) => Some((run, obs, info)),
+            State::Waiting(run, recent, info) => Some((run, recent, info)),
             _ => None,
         }
     }
@@ -262,6 +269,7 @@ impl Seat {
     fn receive(
         &mut self,
         reply: Result<Reply, EnvError>,
+        n_obs_steps: usize,
         queue: &mut Queue,
         options: &EvaluateOptions,
     ) -> Result<Option<Finished>, TrainerError> {
@@ -274,13 +282,15 @@ impl Seat {
             (State::Resetting(mut run), Ok(Reply::Reset { obs, info, memory_bytes })) => {
                 self.memory_bytes = memory_bytes;
                 run.trace.reset(&obs);
-                self.state = State::Waiting(run, obs, info);
+                self.state = State::Waiting(run, vec![obs], info);
             }
             (State::Stepping(mut run, chunk), Ok(Reply::Step(outcome))) => {
                 run.advance(&chunk, &outcome);
                 let last = outcome.last();
                 if !last.done() {
-                    self.state = State::Waiting(run, last.obs.clone(), last.info.clone());
+                    let seen = &outcome.steps[outcome.steps.len().saturating_sub(n_obs_steps)..];
+                    let recent = seen.iter().map(|step| step.obs.clone()).collect();
+                    self.state = State::Waiting(run, recent, last.info.clone());
                     return Ok(None);
                 }
                 let end =

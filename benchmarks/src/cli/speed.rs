@@ -154,7 +154,8 @@ fn measure(suite: &SuiteRun, pace: &PaceArgs) -> Result<Pace, BenchError> {
         for (i, state) in seen.iter().enumerate() {
             let Some((obs, info)) = state else { continue };
             decision += 1;
-            let request = ActRequest { env: EnvId(i), obs, info, noise_seed: decision };
+            let recent = std::slice::from_ref(obs);
+            let request = ActRequest { env: EnvId(i), obs, recent, info, noise_seed: decision };
             let chunk = policy.act(&[request], ActMode::Stochastic)?.remove(0).chunk;
             requests.push((EnvId(i), Request::Step(chunk, frames)));
         }

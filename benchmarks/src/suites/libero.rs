@@ -121,7 +121,10 @@ impl LiberoSuite {
             factory: factory(install.clone(), config),
             viewer: factory(install, viewer),
             video_fps: spec.control_hz,
-            frames: if images { FrameRequest::Last } else { FrameRequest::None },
+            frames: match policy.needs().frames() {
+                FrameRequest::None if images => FrameRequest::Last,
+                frames => frames,
+            },
             n_action_steps,
             fingerprint,
             policy_label: self.policy,

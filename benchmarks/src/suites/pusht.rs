@@ -5,7 +5,7 @@ use std::sync::Arc;
 use simloop_envs::bridge::{BridgeConfig, BridgeEnv, Deadlines};
 use simloop_envs::pusht::{INSTRUCTION, PushtConfig, PushtEnv};
 use simloop_envs::wrappers::TimeLimit;
-use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, FrameRequest, ResetOptions};
+use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, ResetOptions};
 use simloop_policies::scripted::PushtExpert;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
@@ -93,7 +93,7 @@ impl PushtSuite {
             },
             viewer: factory,
             video_fps: spec.control_hz,
-            frames: if needs.images { FrameRequest::Last } else { FrameRequest::None },
+            frames: needs.frames(),
             n_action_steps: self.n_action_steps,
             fingerprint: fingerprint(&spec),
             policy_label: self.policy,

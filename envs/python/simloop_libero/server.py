@@ -10,7 +10,6 @@ from .errors import ConfigError, HandshakeError, InvalidAction, NeedsReset, Unav
 from .settings import Settings
 from .wire import ImageArea
 
-FRAME_REQUESTS = ("none", "last", "every")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -153,18 +152,17 @@ class Server:
     def step(self, request):
         task = self.running()
         count, frames = request["n"], request["frames"]
-        if frames not in FRAME_REQUESTS:
-            raise ConfigError(f"`frames` is `{frames}`; choose one of {', '.join(FRAME_REQUESTS)}")
         flat = np.frombuffer(request["actions"], dtype="<f4")
         if count < 1 or flat.size % count:
             raise InvalidAction(f"{flat.size} numbers do not divide into {count} actions")
-        if frames == "every" and count > self._settings.frame_slots and self._settings.cameras:
-            raise InvalidAction(f"a chunk of {count} with every frame; `frame_slots` is {self._settings.frame_slots}")
+        looks = frames_wanted(frames, count)
+        if looks > self._settings.frame_slots and self._settings.cameras:
+            raise InvalidAction(f"a chunk with frames of {looks} steps; `frame_slots` is {self._settings.frame_slots}")
         steps = []
         for i, action in enumerate(flat.reshape(count, -1)):
-            look = frames == "every" or (frames == "last" and i + 1 == count)
+            slot = i - (count - looks)
+            look = slot >= 0
             observation, reward, terminated, truncated = task.step(action, look)
-            slot = i if frames == "every" else 0
             steps.append(
                 {
                     "obs": self._observation(observation, slot, look),
@@ -208,6 +206,16 @@ class Server:
         if name not in calls.TABLE:
             raise ConfigError(f"unknown call `{name}`; expected one of {', '.join(sorted(calls.TABLE))}")
         return {"result": calls.TABLE[name](self, request.get("args") or {})}
+
+
+def frames_wanted(frames, count):
+    """How many of the last steps of a chunk of `count` carry images."""
+    if isinstance(frames, dict) and isinstance(frames.get("last_n"), int):
+        return max(0, min(frames["last_n"], count))
+    wanted = {"none": 0, "last": 1, "every": count}
+    if not isinstance(frames, str) or frames not in wanted:
+        raise ConfigError(f"`frames` is `{frames}`; choose one of {', '.join(wanted)}, {{'last_n': n}}")
+    return wanted[frames]
 
 
 def describe(error):

@@ -29,15 +29,16 @@
 //! |---|---|---|
 //! | `hello` | `magic: "simloop-bridge"`, `proto: 1`, `config: map` | `magic`, `proto`, `adapter: str`, `adapter_version: str`, `pid: int`, `versions: {str: str}`, `spec: SPEC`, `shm_bytes: int` (at most 256 MiB) |
 //! | `reset` | `seed: u64 or nil`, `options: {task?: str, init_state?: int, state?: [f64]}` | `obs: OBS`, `info: INFO`, `spec: SPEC` (only if it changed), `rss: int` |
-//! | `step` | `actions: bin` (f32 LE, `[T_a, D]`), `n: T_a`, `frames: "none" / "last" / "every"` | `steps: [{obs: OBS, reward: f64, terminated: bool, truncated: bool, info: INFO}]`, `rss: int` (optional) |
+//! | `step` | `actions: bin` (f32 LE, `[T_a, D]`), `n: T_a`, `frames: "none" / "last" / {"last_n": int} / "every"` | `steps: [{obs: OBS, reward: f64, terminated: bool, truncated: bool, info: INFO}]`, `rss: int` (optional) |
 //! | `render` | | `frame: IMAGE or nil` |
 //! | `call` | `name: str`, `args: map` | `result`: anything; queries of one adapter |
 //! | `close` | | `{}`, then the child exits with status 0 |
 //!
 //! - `SPEC`: [`EnvSpec`](crate::EnvSpec) with named fields. `rss`: resident memory of the child, bytes.
 //! - `OBS`: `images: {camera: IMAGE}`, `proprio: bin` (f32 LE, `[P]`), `instruction: str` (in `reset` alone; it holds for the
-//!   episode). Images are there after a reset, under `every`, and on the `n`-th of `n` steps under `last`; then they are
-//!   exactly the spec's cameras at the spec's sizes. A chunk that ends early under `last` carries none.
+//!   episode). Images are there after a reset, under `every`, and on the `n`-th of `n` steps under `last` (the last k
+//!   of the n under `{"last_n": k}`); then they are exactly the spec's cameras at the spec's sizes. A chunk that ends
+//!   before those steps carries none.
 //! - `IMAGE`: `offset: int`, `shape: [H, W, 3]`, u8 RGB, row 0 on top, packed. Each image of a reply lies at an offset of its
 //!   own; all may be overwritten once the next request arrives. One image has at most 16 MiB, a reply's images 64 MiB.
 //! - `INFO`: `success: bool or nil`, `metrics: {str: f64}`, `privileged: bin` (f64 LE) or nil, `layout: [[name, length]]` of

@@ -161,6 +161,18 @@ impl Breaches {
                 self.add("the last step of a chunk differs between FrameRequest::Every and Last");
             }
         }
+        env.reset(Some(7), options)?;
+        let two = env.step_chunk(&chunk, FrameRequest::LastN(2))?;
+        let full = two.steps.len() == chunk.len();
+        for (i, (a, b)) in every.steps.iter().zip(&two.steps).enumerate() {
+            if i + 2 < chunk.len() {
+                if !b.obs.images.is_empty() {
+                    self.add("FrameRequest::LastN(2) rendered an earlier frame");
+                }
+            } else if full && a != b {
+                self.add("one of the last two steps of a chunk differs between FrameRequest::Every and LastN(2)");
+            }
+        }
         Ok(())
     }
 }

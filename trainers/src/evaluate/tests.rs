@@ -8,7 +8,7 @@ use simloop_envs::testing::CountingEnv;
 use simloop_envs::vec::{SyncVecEnv, ThreadedVecEnv};
 use simloop_envs::wrappers::{FaultInjector, FaultKind, FaultPlan, TimeLimit};
 use simloop_envs::{Env, EnvFactory, ResetOptions};
-use simloop_policies::RandomPolicy;
+use simloop_policies::{Needs, PolicyError, PolicyStep, RandomPolicy};
 
 use super::*;
 
@@ -144,4 +144,61 @@ fn recycling_changes_nothing() {
         let mut vec = ThreadedVecEnv::new(&factory(&FaultPlan::default()), 3, 3).unwrap();
         assert_eq!(expected, traces(&run(&mut vec, &options)));
     }
+}
+
+/// Notes the `t` and the number of frames of every observation it is shown; chunks of four.
+struct Witness {
+    needs: Needs,
+    seen: Vec<Vec<(u32, usize)>>,
+}
+
+impl Policy for Witness {
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    fn act(
+        &mut self,
+        requests: &[ActRequest<'_>],
+        _mode: ActMode,
+    ) -> Result<Vec<PolicyStep>, PolicyError> {
+        let decide = |request: &ActRequest<'_>| {
+            assert_eq!(request.recent.last(), Some(request.obs));
+            let note = |obs: &Observation| (obs.proprio[1] as u32, obs.images.len());
+            self.seen.push(request.recent.iter().map(note).collect());
+            PolicyStep { chunk: ActionChunk::new(Array2::zeros((4, 1))).unwrap(), stats: None }
+        };
+        Ok(requests.iter().map(decide).collect())
+    }
+}
+
+#[test]
+fn a_policy_that_looks_back_is_shown_the_steps_inside_of_a_chunk() {
+    let factory = factory(&FaultPlan::default());
+    let show = |images: bool, n_obs_steps: usize, n_action_steps: Option<usize>| {
+        let needs = Needs { images, n_obs_steps, ..Needs::default() };
+        let mut policy = Witness { needs, seen: Vec::new() };
+        let options = EvaluateOptions {
+            frames: needs.frames(),
+            n_action_steps,
+            ..EvaluateOptions::default()
+        };
+        let mut vec = SyncVecEnv::new(&factory, 1);
+        let mut sink = |_: Finished| Ok(ControlFlow::Continue(()));
+        let (one, stop) = (episodes().drain(..1).collect(), StopFlag::default());
+        evaluate(&mut vec, &mut policy, one, &options, &stop, &mut sink).unwrap();
+        policy.seen
+    };
+    assert_eq!(show(true, 1, None), [[(0, 1)], [(4, 1)], [(8, 1)]]);
+    assert_eq!(
+        show(true, 3, None),
+        [vec![(0, 1)], vec![(2, 1), (3, 1), (4, 1)], vec![(6, 1), (7, 1), (8, 1)]]
+    );
+    assert_eq!(show(false, 2, None)[1], [(3, 0), (4, 0)]);
+    // A chunk shorter than the window brings what it has; the policy remembers the rest.
+    assert_eq!(show(true, 3, Some(2))[1..3], [[(1, 1), (2, 1)], [(3, 1), (4, 1)]]);
 }
