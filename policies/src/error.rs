@@ -1,5 +1,7 @@
 //! What can go wrong in a policy.
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 /// A policy's failure.
@@ -27,6 +29,22 @@ pub enum PolicyError {
     Config {
         /// What is wrong and the remedy.
         detail: String,
+    },
+    /// A file of the policy cannot be read or written.
+    #[error("use `{}`: {detail}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A file that can run code when it is loaded.
+    #[error("load `{}`: it is {what}, and pickled weights can run code; save them as .safetensors (Python: safetensors.torch.save_file)", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
     },
     /// The policy computed a non-finite number.
     #[error("act: `{tensor}` is not finite")]

@@ -10,6 +10,7 @@
 //! | [`ObsBatch`], [`ImitationBatch`] | where arrays become tensors |
 //! | [`normalize`] | units to numbers of order one and back |
 //! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
+//! | [`safetensors_io`] | named tensors on disk |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
 //!
 //! The shape legend is in `simloop_envs`.
@@ -28,6 +29,7 @@ pub mod fusion;
 pub mod heads;
 pub mod nn;
 pub mod normalize;
+pub mod safetensors_io;
 pub mod scripted;
 
 pub use batch::{ImitationBatch, ObsBatch};

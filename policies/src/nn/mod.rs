@@ -3,14 +3,20 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`Params`], [`Scope`], [`Init`] | named parameters with initial values of their own |
-//! | [`transformer`] | attention and pre-norm blocks for parts trained from scratch |
 //! | [`layers`] | linear, convolutions, norms, embedding |
+//! | [`noise_schedule`] | DDPM, DDIM, flow-matching paths |
+//! | [`transformer`] | attention and pre-norm blocks for parts trained from scratch |
+//! | [`unet1d`] | Diffusion Policy's U-Net over a chunk |
 
 pub mod layers;
+pub mod noise_schedule;
 mod params;
 pub mod transformer;
+pub mod unet1d;
 
 pub use layers::{
     Activation, Conv1d, Conv2d, ConvTranspose1d, Embedding, GroupNorm, LayerNorm, Linear, Mlp,
 };
+pub use noise_schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
 pub use params::{Init, Params, Scope};
+pub use unet1d::{Unet1d, Unet1dConfig};

@@ -249,7 +249,7 @@ mod tests {
         let build = |names: [&str; 2], seed| {
             let params = Params::new(Device::Cpu, seed);
             for name in names {
-                params.root().sub(name).param("weight", &[3, 4], Init::FanIn);
+                let _ = params.root().sub(name).param("weight", &[3, 4], Init::FanIn);
             }
             params
         };
