@@ -3,12 +3,37 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`DemoSource`], [`SourceSpec`], [`DemoEpisode`] | what every reader offers: episodes |
+//! | [`pusht_zarr`] | diffusion_policy's PushT demonstrations, on [`zarr`] and [`blosc`] |
 //! | [`Dataset`], [`DemoSample`], [`DemoBatch`] | windows of observations with the chunk that followed |
+//! | [`WindowDataset`], [`WindowOptions`], [`Align`] | the windows of a source's episodes |
+//! | [`split()`] | which episodes train and which validate |
+//! | [`DataStatistics`] | what normalisers are made from, and OpenVLA's file of it |
+//! | [`Loader`] | batches made ahead by threads, in an order that only the seed decides |
+//! | [`Augment`], [`pusht_mirror`] | what is done to a sample before a policy sees it |
 
+mod augment;
+mod cache;
 mod dataset;
 mod error;
+mod loader;
 mod source;
+mod split;
+mod statistics;
+#[cfg(test)]
+pub(crate) mod toys;
+mod window;
 
+pub mod blosc;
+pub mod pusht_mirror;
+pub mod pusht_zarr;
+pub mod zarr;
+
+pub use augment::Augment;
 pub use dataset::{Dataset, DemoBatch, DemoSample};
 pub use error::DataError;
+pub use loader::{Loader, LoaderConfig, LoaderPosition};
+pub use pusht_zarr::PushtZarr;
 pub use source::{DemoEpisode, DemoSource, EpisodeMeta, Frames, SourceSpec, decode};
+pub use split::{Split, split};
+pub use statistics::{DataStatistics, load_statistics, save_statistics};
+pub use window::{Align, WindowDataset, WindowOptions};
