@@ -11,6 +11,7 @@
 //! | [`normalize`] | units to numbers of order one and back |
 //! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
 //! | [`safetensors_io`] | named tensors on disk |
+//! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
 //!
 //! The shape legend is in `simloop_envs`.
@@ -29,6 +30,7 @@ pub mod fusion;
 pub mod heads;
 pub mod nn;
 pub mod normalize;
+pub mod optim;
 pub mod safetensors_io;
 pub mod scripted;
 

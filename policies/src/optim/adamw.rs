@@ -1,0 +1,320 @@
+//! AdamW (Loshchilov & Hutter 2019, algorithm 2) in the arithmetic order of PyTorch's `_single_tensor_adamw`, with
+//! `clip_grad_norm_` before it.
+//!
+//! # Details
+//!
+//! 1. Decay is decoupled: `p ← p (1 - lr λ)` before the step, and not on biases and norms if a [`ParamGroup`] says so.
+//! 2. Bias corrections are computed on the host in f64, as PyTorch does.
+//! 3. Clipping: `g ← g · min(1, max_norm / (‖g‖ + 1e-6))` over all gradients at once.
+//! 4. The norm is looked at before anything is written: if it is not finite the update is dropped and the first gradient
+//!    at fault is named. (`clip_grad_norm_` lets a NaN norm through, and every weight is NaN after.)
+//! 5. Gradients come from `autograd.grad`'s road (`run_backward`), so `Tensor::grad` of the parameters stays empty.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::flat::gather;
+use super::{FlatParams, Schedule};
+use crate::PolicyError;
+use crate::nn::Params;
+
+/// Parameters with rules of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParamGroup {
+    /// Names, with `*` for any run of characters: `*.bias`, `encoder.*`. A parameter belongs to the first group that
+    /// names it.
+    pub names: Vec<String>,
+    /// Factor of the learning rate.
+    #[serde(default = "unit")]
+    pub lr_scale: f64,
+    /// Weight decay; the optimizer's when left out.
+    #[serde(default)]
+    pub weight_decay: Option<f64>,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+/// How to learn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm; 0 leaves them.
+    pub max_grad_norm: f64,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Exceptions, first match wins.
+    pub groups: Vec<ParamGroup>,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-4, // diffusion_policy, config/train_diffusion_unet_lowdim_workspace.yaml
+            betas: [0.95, 0.999], // as above
+            eps: 1e-8,           // as above
+            weight_decay: 1e-6,  // as above
+            max_grad_norm: 1.0,  // ours; diffusion_policy does not clip
+            schedule: Schedule::Cosine { warmup: 500, floor: 0.0 }, // as above
+            groups: Vec::new(),
+        }
+    }
+}
+
+impl AdamWConfig {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] naming the first number out of range.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        let group_decays = self.groups.iter().filter_map(|g| g.weight_decay);
+        let not_negative = [
+            ("learning_rate", self.learning_rate),
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+        ];
+        let checks = not_negative
+            .into_iter()
+            .chain(group_decays.map(|d| ("groups.weight_decay", d)))
+            .chain(self.groups.iter().map(|g| ("groups.lr_scale", g.lr_scale)))
+            .map(|(name, value)| (name, value, value.is_finite() && value >= 0.0, "at least 0"))
+            .chain([("eps", self.eps, self.eps > 0.0, "above 0")])
+            .chain(
+                self.betas.map(|b| ("betas", b, (0.0..1.0).contains(&b), "at least 0 and below 1")),
+            );
+        for (name, value, good, range) in checks {
+            if !good {
+                return Err(PolicyError::Config {
+                    detail: format!("use optim.{name} = {value}: it must be {range}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn group_of(&self, name: &str) -> usize {
+        let hit = |g: &ParamGroup| g.names.iter().any(|pattern| matches(pattern, name));
+        self.groups.iter().position(hit).unwrap_or(self.groups.len())
+    }
+}
+
+/// Whether `pattern`, in which `*` stands for any run of characters, is the whole of `name`.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len()).any(|i| rest.is_char_boundary(i) && matches(tail, &rest[i..]))
+        }),
+    }
+}
+
+/// What came of an update.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The parameters moved.
+    Applied {
+        /// Norm of all gradients before clipping.
+        grad_norm: f64,
+    },
+    /// Something was not finite: parameters and moments are as before, bit for bit.
+    Dropped {
+        /// What was not finite.
+        tensor: String,
+    },
+}
+
+/// The optimizer of one model.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    flat: FlatParams,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grads: Tensor,
+    accumulated: u32,
+    step: u64,
+    chunks: Vec<Chunk>,
+}
+
+/// Views of one piece of every buffer.
+#[derive(Debug)]
+struct Chunk {
+    group: usize,
+    values: Tensor,
+    grads: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+}
+
+impl AdamW {
+    /// For the trainable parameters of `params`, which move into one buffer (see [`FlatParams`]).
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for numbers out of range, or a model that cannot be trained.
+    pub fn new(params: &Params, config: AdamWConfig) -> Result<Self, PolicyError> {
+        config.validate()?;
+        let flat = FlatParams::new(params, config.groups.len() + 1, |name| config.group_of(name))?;
+        let (exp_avg, exp_avg_sq, grads) = (flat.zeros(), flat.zeros(), flat.zeros());
+        let chunks = flat
+            .chunks()
+            .into_iter()
+            .map(|(group, range)| {
+                let part = |t: &Tensor| t.narrow(0, range.start, range.end - range.start);
+                Chunk {
+                    group,
+                    values: part(flat.values()),
+                    grads: part(&grads),
+                    exp_avg: part(&exp_avg),
+                    exp_avg_sq: part(&exp_avg_sq),
+                }
+            })
+            .collect();
+        Ok(Self { config, flat, exp_avg, exp_avg_sq, grads, accumulated: 0, step: 0, chunks })
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &AdamWConfig {
+        &self.config
+    }
+
+    /// The parameters that it moves.
+    pub fn flat(&self) -> &FlatParams {
+        &self.flat
+    }
+
+    /// Updates applied so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Adds the gradient of `loss` (a scalar) to what the next [`Self::step`] uses. Frees the graph.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] if `loss` does not depend on any parameter, or libtorch refuses.
+    pub fn accumulate(&mut self, loss: &Tensor) -> Result<(), PolicyError> {
+        let failed = |error: String| PolicyError::Config {
+            detail: format!("differentiate the loss: {error}"),
+        };
+        // libtorch's engine follows the edge of a constant into nowhere.
+        if !loss.requires_grad() || loss.numel() != 1 {
+            return Err(failed("it must be one number that depends on the parameters".to_owned()));
+        }
+        let grads = Tensor::f_run_backward(&[loss], self.flat.params(), false, false)
+            .map_err(|e| failed(e.to_string()))?;
+        let _guard = tch::no_grad_guard();
+        if self.accumulated == 0 {
+            gather(&self.flat, &grads, &self.grads);
+        } else {
+            let more = self.flat.zeros();
+            gather(&self.flat, &grads, &more);
+            let _ = self.grads.g_add_(&more);
+        }
+        self.accumulated += 1;
+        Ok(())
+    }
+
+    /// Forgets what was accumulated.
+    pub fn discard(&mut self) {
+        self.accumulated = 0;
+    }
+
+    /// The accumulated gradient of each parameter, by name; copies.
+    pub fn gradients(&self) -> BTreeMap<String, Tensor> {
+        self.flat.split(&self.grads, "")
+    }
+
+    /// One update at learning rate `lr` by what was accumulated; what was accumulated is then forgotten.
+    pub fn step(&mut self, lr: f64) -> Step {
+        let _guard = tch::no_grad_guard();
+        self.accumulated = 0;
+        let norms: Vec<Tensor> = self.chunks.iter().map(|c| c.grads.norm()).collect();
+        let grad_norm = Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[]);
+        if !grad_norm.is_finite() {
+            return Step::Dropped { tensor: self.first_non_finite() };
+        }
+        let clip = match self.config.max_grad_norm {
+            0.0 => 1.0,
+            max => (max / (grad_norm + 1e-6)).min(1.0),
+        };
+        self.step += 1;
+        let [beta1, beta2] = self.config.betas;
+        let correction1 = 1.0 - beta1.powf(self.step as f64);
+        let correction2 = (1.0 - beta2.powf(self.step as f64)).sqrt();
+        for chunk in &mut self.chunks {
+            let group = self.config.groups.get(chunk.group);
+            let lr = lr * group.map_or(1.0, |g| g.lr_scale);
+            let decay = group.and_then(|g| g.weight_decay).unwrap_or(self.config.weight_decay);
+            if clip < 1.0 {
+                let _ = chunk.grads.g_mul_scalar_(clip);
+            }
+            if decay > 0.0 {
+                let _ = chunk.values.g_mul_scalar_(1.0 - lr * decay);
+            }
+            let _ = chunk.exp_avg.lerp_(&chunk.grads, 1.0 - beta1);
+            // tch has no `value` argument for addcmul_ and addcdiv_; PyTorch's kernels multiply it in first, as here.
+            let scaled = &chunk.grads * (1.0 - beta2);
+            let _ = chunk.exp_avg_sq.g_mul_scalar_(beta2).addcmul_(&scaled, &chunk.grads);
+            let denominator = chunk
+                .exp_avg_sq
+                .sqrt_out(&scaled)
+                .g_div_scalar_(correction2)
+                .g_add_scalar_(self.config.eps);
+            let scaled_avg = &chunk.exp_avg * (-lr / correction1);
+            let _ = chunk.values.addcdiv_(&scaled_avg, &denominator);
+        }
+        Step::Applied { grad_norm }
+    }
+
+    /// Which gradient spoiled the norm.
+    fn first_non_finite(&self) -> String {
+        let bad = self.flat.slots().iter().find(|slot| {
+            let part = self.grads.narrow(0, slot.offset, slot.len);
+            part.isfinite().all().int64_value(&[]) == 0
+        });
+        bad.map_or_else(
+            || "the norm of all gradients".to_owned(),
+            |slot| format!("the gradient of `{}`", slot.name),
+        )
+    }
+
+    /// Everything that a later run needs to go on: `exp_avg.<parameter>`, `exp_avg_sq.<parameter>` and `step` (i64).
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = self.flat.split(&self.exp_avg, "exp_avg.");
+        state.append(&mut self.flat.split(&self.exp_avg_sq, "exp_avg_sq."));
+        state.insert("step".to_owned(), Tensor::from_slice(&[self.step as i64]));
+        state
+    }
+
+    /// Goes on from [`Self::state`]. What was accumulated is forgotten.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] naming the tensor that is missing or has another shape.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), PolicyError> {
+        let step = state
+            .get("step")
+            .filter(|t| t.kind() == Kind::Int64 && t.numel() == 1)
+            .ok_or_else(|| PolicyError::Config {
+                detail: "load training state: `step` is missing".to_owned(),
+            })?;
+        self.flat.join(&self.exp_avg, state, "exp_avg.")?;
+        self.flat.join(&self.exp_avg_sq, state, "exp_avg_sq.")?;
+        self.step = step.int64_value(&[0]) as u64;
+        self.accumulated = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
