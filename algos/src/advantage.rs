@@ -168,10 +168,10 @@ mod tests {
             ended: &[true],
             steps: &[1],
         };
-        assert_eq!(
+        assert!(matches!(
             gae(&input, 0.9, 0.9),
             Err(AlgoError::Shape { what: "values", got: 2, expected: 1 })
-        );
+        ));
         let fixed = GaeInput { values: &[1.0], ..input };
         assert!(matches!(gae(&fixed, 1.1, 0.9), Err(AlgoError::Range { what: "gamma", .. })));
     }

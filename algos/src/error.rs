@@ -1,10 +1,11 @@
 //! What can go wrong in an algorithm.
 
+use simloop_policies::PolicyError;
 use thiserror::Error;
 
 /// An algorithm's failure.
 #[non_exhaustive]
-#[derive(Clone, Debug, Error, PartialEq)]
+#[derive(Clone, Debug, Error)]
 pub enum AlgoError {
     /// Inputs of different lengths.
     #[error("take in `{what}`: got length {got}, expected {expected}")]
@@ -16,6 +17,16 @@ pub enum AlgoError {
         /// The length of the first input.
         expected: usize,
     },
+    /// A tensor of another shape.
+    #[error("take in `{what}`: got shape {got:?}, expected {expected:?}")]
+    TensorShape {
+        /// The tensor's name.
+        what: &'static str,
+        /// Its shape.
+        got: Vec<i64>,
+        /// What it must be; -1 for any.
+        expected: Vec<i64>,
+    },
     /// A hyper-parameter outside its range.
     #[error("use `{what}` = {got}: it must lie in {range}")]
     Range {
@@ -26,4 +37,7 @@ pub enum AlgoError {
         /// What it may be.
         range: &'static str,
     },
+    /// The model or its optimizer failed.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
