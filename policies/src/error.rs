@@ -46,6 +46,16 @@ pub enum PolicyError {
         /// What it is.
         what: String,
     },
+    /// A tensor does not have the shape that a part of the model was built for.
+    #[error("use `{tensor}` of shape {got:?} where {expected} is expected")]
+    Shape {
+        /// Which tensor.
+        tensor: String,
+        /// Its shape.
+        got: Vec<i64>,
+        /// The shape expected; `*` stands for any size.
+        expected: String,
+    },
     /// The policy computed a non-finite number.
     #[error("act: `{tensor}` is not finite")]
     NonFinite {

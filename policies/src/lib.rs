@@ -12,6 +12,7 @@
 //! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
 //! | [`safetensors_io`] | named tensors on disk |
 //! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
+//! | [`chunk`] | which actions of the predicted chunks are performed |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
 //!
 //! The shape legend is in `simloop_envs`.
@@ -24,6 +25,7 @@ mod noise;
 mod policy;
 mod random;
 
+pub mod chunk;
 pub mod device;
 pub mod encoders;
 pub mod fusion;
@@ -33,6 +35,9 @@ pub mod normalize;
 pub mod optim;
 pub mod safetensors_io;
 pub mod scripted;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use batch::{ImitationBatch, ObsBatch};
 pub use error::PolicyError;

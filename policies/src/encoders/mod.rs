@@ -1,10 +1,30 @@
 //! Encoders: one modality in, tokens out.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cameras`] | images of several cameras over time, by one network or one each |
+//! | [`cnn`] | a small convolutional network |
+//! | [`resnet`] | ResNet-18 with group normalisation |
+//! | [`vit`] | a vision transformer |
+//! | [`pool`] | feature maps to tokens |
+
+pub mod cameras;
+pub mod cnn;
+pub mod config;
+pub mod pool;
+pub mod resnet;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod vit;
 
 use std::sync::Arc;
 
 use tch::Tensor;
 
 use crate::PolicyError;
+
+pub use cameras::{Camera, CameraEncoder};
+pub use config::VisionConfig;
 
 /// Normalised inputs of one forward pass.
 #[derive(Debug)]
@@ -23,6 +43,11 @@ pub trait Encoder {
     fn tokens(&self) -> i64;
     /// `W`.
     fn width(&self) -> i64;
+    /// In how many time steps the tokens are, time first: token `t * N / steps + i` belongs to step `t`. 1 if they are
+    /// not in time (an instruction, or all steps in one token).
+    fn steps(&self) -> i64 {
+        1
+    }
     /// `[B, N, W]`.
     ///
     /// # Errors

@@ -219,6 +219,22 @@ impl Conv2d {
         }
     }
 
+    /// Without a bias; weights normal with variance `2 / (outputs · kernel²)` (He et al. 2015, fan-out), as torchvision's
+    /// ResNet.
+    pub fn he_fan_out(
+        scope: &Scope,
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+    ) -> Self {
+        let std = (2.0 / (outputs * kernel * kernel) as f64).sqrt();
+        let shape = [outputs, inputs, kernel, kernel];
+        let weight = scope.param("weight", &shape, Init::Normal { std });
+        Self { weight, bias: None, stride, padding }
+    }
+
     /// `[B, C_in, H, W] -> [B, C_out, H', W']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (s, p) = ([self.stride; 2], [self.padding; 2]);

@@ -5,12 +5,14 @@
 //! | [`Params`], [`Scope`], [`Init`] | named parameters with initial values of their own |
 //! | [`layers`] | linear, convolutions, norms, embedding |
 //! | [`noise_schedule`] | DDPM, DDIM, flow-matching paths |
-//! | [`transformer`] | attention and pre-norm blocks for parts trained from scratch |
 //! | [`unet1d`] | Diffusion Policy's U-Net over a chunk |
+//! | [`transformer`] | attention and the layers around it |
+//! | [`expect_shape`] | the check at a module's border |
 
 pub mod layers;
 pub mod noise_schedule;
 mod params;
+mod shape;
 pub mod transformer;
 pub mod unet1d;
 
@@ -20,3 +22,5 @@ pub use layers::{
 pub use noise_schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
 pub use params::{Init, Params, Scope};
 pub use unet1d::{Unet1d, Unet1dConfig};
+pub use shape::{ANY, expect_shape};
+pub use transformer::{Attention, DecoderLayer, EncoderLayer, TransformerConfig};

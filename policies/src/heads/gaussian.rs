@@ -1,0 +1,345 @@
+//! A normal distribution for every number of the chunk, with a bounded standard deviation; trained by likelihood.
+//!
+//! Source: the actor of SAC (arXiv 1812.05905) without its tanh squashing, since actions here are normalised and demonstrations
+//! lie on the bounds. Bounds: `tanh` as CleanRL's `sac_continuous_action.py` (log-deviation in [-5, 2]); `softplus` as
+//! PETS (arXiv 1805.12114, `get_pred` of `PtModel`: soft bounds from above and below). Both keep a gradient where a hard
+//! clamp would have none.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::mlp::layer_sizes;
+use super::{Head, HeadShape};
+use crate::fusion::Context;
+use crate::nn::{Activation, Init, Linear, Mlp, Scope};
+use crate::{ActMode, NoiseStream, PolicyError, normal_rows};
+
+/// How the network's number becomes a log-deviation between the bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StdBound {
+    /// `min + (max - min) (tanh(x) + 1) / 2`.
+    #[default]
+    Tanh,
+    /// `min + softplus(max - softplus(max - x) - min)`: the identity far from both bounds. It exceeds `max` by at most
+    /// `ln(1 + e^(min - max))`.
+    Softplus,
+}
+
+impl StdBound {
+    /// Element by element, same shape.
+    pub fn apply(self, raw: &Tensor, min: f64, max: f64) -> Tensor {
+        match self {
+            Self::Tanh => (raw.tanh() + 1.0) * ((max - min) / 2.0) + min,
+            Self::Softplus => {
+                let below_max: Tensor = max - (max - raw).softplus();
+                (below_max - min).softplus() + min
+            }
+        }
+    }
+}
+
+/// Settings of [`GaussianHead`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GaussianConfig {
+    /// Widths of the hidden layers.
+    pub hidden: Vec<i64>,
+    /// Between layers.
+    pub activation: Activation,
+    /// How the deviation is bounded.
+    pub bound: StdBound,
+    /// Least natural logarithm of the deviation.
+    pub min_log_std: f64,
+    /// Greatest natural logarithm of the deviation.
+    pub max_log_std: f64,
+    /// The deviation depends on the context; otherwise it is one parameter per number of the chunk (as rsl_rl's
+    /// `ActorCritic`), which on-policy learning prefers.
+    pub state_dependent_std: bool,
+    /// The deviation at the beginning, between the bounds.
+    pub init_std: f64,
+}
+
+impl Default for GaussianConfig {
+    fn default() -> Self {
+        Self {
+            hidden: vec![512, 512],
+            activation: Activation::Relu,
+            bound: StdBound::Tanh,
+            min_log_std: -5.0, // CleanRL sac_continuous_action.py, LOG_STD_MIN
+            max_log_std: 2.0,  // the same, LOG_STD_MAX
+            state_dependent_std: true,
+            init_std: 1.0, // rsl_rl ActorCritic, init_noise_std
+        }
+    }
+}
+
+impl GaussianConfig {
+    /// Checks that the bounds are in order and hold `init_std`.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`].
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        let Self { min_log_std: min, max_log_std: max, init_std, .. } = *self;
+        let inside = init_std > 0.0 && min < init_std.ln() && init_std.ln() < max;
+        if !(min.is_finite() && max.is_finite() && inside) {
+            return Err(PolicyError::Config {
+                detail: format!(
+                    "build a gaussian head with min_log_std = {min}, max_log_std = {max}, init_std = {init_std}: \
+                     min_log_std < ln(init_std) < max_log_std is needed"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// The network's number that becomes `init_std`.
+    fn init_raw(&self) -> f64 {
+        let (min, max, log) = (self.min_log_std, self.max_log_std, self.init_std.ln());
+        match self.bound {
+            StdBound::Tanh => (2.0 * (log - min) / (max - min) - 1.0).atanh(),
+            StdBound::Softplus => {
+                let inverse = |y: f64| y.exp_m1().ln();
+                // Near the upper bound the inner term may leave softplus's range; the bound itself is close enough.
+                let below_max = inverse(log - min) + min;
+                if below_max < max { max - inverse(max - below_max) } else { max }
+            }
+        }
+    }
+}
+
+/// Independent normal distributions; `mean` and `log_std` have one shape, `[B, T_p, D]`.
+#[derive(Debug)]
+pub struct Gaussian {
+    /// Means.
+    pub mean: Tensor,
+    /// Natural logarithms of the standard deviations.
+    pub log_std: Tensor,
+}
+
+impl Gaussian {
+    /// Log-density of each number, nats, in the shape of `actions`; sum over `D` (and `T_a`) for that of a chunk.
+    pub fn log_prob(&self, actions: &Tensor) -> Tensor {
+        let z: Tensor = (actions - &self.mean) * (-&self.log_std).exp();
+        let half_log_tau = 0.5 * std::f64::consts::TAU.ln();
+        z.square() * -0.5 - &self.log_std - half_log_tau
+    }
+
+    /// Differential entropy of each number, nats.
+    pub fn entropy(&self) -> Tensor {
+        &self.log_std + 0.5 * (std::f64::consts::TAU.ln() + 1.0)
+    }
+
+    /// One sample per row from the row's own stream; differentiable in mean and deviation.
+    pub fn sample(&self, noise: &mut [NoiseStream]) -> Tensor {
+        let z = normal_rows(noise, &self.mean.size()[1..], self.mean.device());
+        &self.mean + self.log_std.exp() * z
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct GaussianHead {
+    trunk: Mlp,
+    mean: Linear,
+    std: Std,
+    config: GaussianConfig,
+    shape: HeadShape,
+}
+
+#[derive(Debug)]
+enum Std {
+    FromContext(Linear),
+    Own(Tensor),
+}
+
+impl GaussianHead {
+    /// For contexts and chunks of `shape`. The deviation begins at `init_std` everywhere.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for sizes or bounds that do not fit.
+    pub fn new(
+        scope: &Scope,
+        config: &GaussianConfig,
+        shape: HeadShape,
+    ) -> Result<Self, PolicyError> {
+        config.validate()?;
+        let mut sizes = layer_sizes(&config.hidden, shape, 1)?;
+        let outputs = sizes.pop().unwrap_or(1);
+        let features = sizes.last().copied().unwrap_or(shape.pooled_width);
+        let raw = config.init_raw();
+        let std = if config.state_dependent_std {
+            let init = Init::Uniform { bound: 1e-3 };
+            let linear = Linear::with_init(&scope.sub("std"), features, outputs, init, true);
+            if let Some(bias) = &linear.bias {
+                let _guard = tch::no_grad_guard();
+                let _ = bias.shallow_clone().fill_(raw);
+            }
+            Std::FromContext(linear)
+        } else {
+            Std::Own(scope.param("std", &[outputs], Init::Constant(raw)))
+        };
+        Ok(Self {
+            trunk: Mlp::new(&scope.sub("trunk"), &sizes, config.activation),
+            mean: Linear::new(&scope.sub("mean"), features, outputs),
+            std,
+            config: config.clone(),
+            shape,
+        })
+    }
+
+    /// The distribution of each row's chunk, with gradient.
+    ///
+    /// # Errors
+    /// [`PolicyError::Shape`].
+    pub fn distribution(&self, context: &Context) -> Result<Gaussian, PolicyError> {
+        let b = self.shape.expect_context(context)?;
+        let mut features = self.trunk.forward(&context.pooled);
+        if !self.config.hidden.is_empty() {
+            features = self.config.activation.apply(&features);
+        }
+        let chunk = [b, self.shape.chunk_size, self.shape.action_dim];
+        let mean = self.mean.forward(&features).reshape(chunk);
+        let raw = match &self.std {
+            Std::FromContext(linear) => linear.forward(&features).reshape(chunk),
+            Std::Own(raw) => raw.reshape([1, chunk[1], chunk[2]]).expand(chunk, false),
+        };
+        let (min, max) = (self.config.min_log_std, self.config.max_log_std);
+        Ok(Gaussian { mean, log_std: self.config.bound.apply(&raw, min, max) })
+    }
+}
+
+impl Head for GaussianHead {
+    /// Negative log-likelihood, nats, averaged over `D`.
+    fn loss(
+        &self,
+        context: &Context,
+        actions: &Tensor,
+        valid: &Tensor,
+        _noise: &mut NoiseStream,
+    ) -> Result<Tensor, PolicyError> {
+        self.shape.expect_batch(context, actions, valid)?;
+        Ok(-self.distribution(context)?.log_prob(actions).mean_dim(-1, false, None))
+    }
+
+    /// The mean, or a sample.
+    fn sample(
+        &self,
+        context: &Context,
+        noise: &mut [NoiseStream],
+        mode: ActMode,
+    ) -> Result<Tensor, PolicyError> {
+        let _guard = tch::no_grad_guard();
+        self.shape.expect_streams(context, noise)?;
+        let distribution = self.distribution(context)?;
+        Ok(match mode {
+            ActMode::Deterministic => distribution.mean,
+            ActMode::Stochastic => distribution.sample(noise),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::heads::HeadConfig;
+    use crate::heads::testing::{check_head, check_learns_a_linear_policy, context, shape};
+    use crate::nn::Params;
+    use crate::testing::{Adam, assert_close, random};
+
+    fn config() -> GaussianConfig {
+        GaussianConfig { hidden: vec![32], ..GaussianConfig::default() }
+    }
+
+    #[test]
+    fn it_is_a_head() {
+        for state_dependent_std in [true, false] {
+            for bound in [StdBound::Tanh, StdBound::Softplus] {
+                check_head(&HeadConfig::Gaussian(GaussianConfig {
+                    state_dependent_std,
+                    bound,
+                    init_std: 0.5,
+                    ..config()
+                }));
+            }
+        }
+    }
+
+    #[test]
+    fn its_mean_learns_a_linear_policy() {
+        check_learns_a_linear_policy(&HeadConfig::Gaussian(config()), 500, 5e-3, 0.05);
+    }
+
+    #[test]
+    fn log_prob_and_entropy_are_those_of_the_normal_distribution() {
+        // scipy.stats.norm(1, 2): logpdf(0), logpdf(3), entropy() = -1.737085713764618, -2.112085713764618,
+        // 2.112085713764618.
+        let g = Gaussian {
+            mean: Tensor::from_slice(&[1f64, 1.0]),
+            log_std: Tensor::from_slice(&[2f64.ln(); 2]),
+        };
+        let expected = Tensor::from_slice(&[-1.737_085_713_764_618, -2.112_085_713_764_618]);
+        assert_close(&g.log_prob(&Tensor::from_slice(&[0f64, 3.0])), &expected, 1e-12);
+        assert!((g.entropy().double_value(&[0]) - 2.112_085_713_764_618).abs() < 1e-12);
+    }
+
+    #[test]
+    fn no_network_output_leaves_the_bounds_or_loses_its_gradient_inside() {
+        let (min, max) = (-5.0, 2.0);
+        for bound in [StdBound::Tanh, StdBound::Softplus] {
+            let raw = Tensor::from_slice(&[-1e9f32, -3.0, 0.0, 1.5, 1e9]).set_requires_grad(true);
+            let log_std = bound.apply(&raw, min, max);
+            let values = Vec::<f32>::try_from(&log_std.detach()).unwrap();
+            assert!(values.iter().all(|v| (-5.0..=2.001).contains(v)), "{bound:?} {values:?}");
+            assert!(values.windows(2).all(|w| w[0] < w[1]), "{bound:?} {values:?}");
+            log_std.sum(Kind::Float).backward();
+            let grad = Vec::<f32>::try_from(raw.grad()).unwrap();
+            assert!(grad[1..4].iter().all(|g| *g > 1e-3), "{bound:?} {grad:?}");
+        }
+    }
+
+    #[test]
+    fn the_deviation_begins_where_it_was_asked_to() {
+        for bound in [StdBound::Tanh, StdBound::Softplus] {
+            for state_dependent_std in [true, false] {
+                let config =
+                    GaussianConfig { bound, state_dependent_std, init_std: 0.3, ..config() };
+                let params = Params::new(Device::Cpu, 0);
+                let head = GaussianHead::new(&params.root(), &config, shape()).unwrap();
+                let std = head.distribution(&context(4)).unwrap().log_std.exp();
+                assert_close(&std, &(std.ones_like() * 0.3), 0.02);
+            }
+        }
+        let config = GaussianConfig { init_std: 10.0, ..config() };
+        assert!(config.validate().unwrap_err().to_string().contains("ln(init_std)"));
+    }
+
+    #[test]
+    fn likelihood_finds_the_deviation_of_noisy_demonstrations() {
+        let params = Params::new(Device::Cpu, 0);
+        let head = GaussianHead::new(&params.root(), &config(), shape()).unwrap();
+        let context = context(1);
+        let row = |t: &Tensor| t.narrow(0, 0, 1).repeat([512, 1]);
+        let context = Context {
+            pooled: row(&context.pooled),
+            tokens: context.tokens.narrow(0, 0, 1).repeat([512, 1, 1]),
+        };
+        let (t, d) = (shape().chunk_size, shape().action_dim);
+        let actions = random(5, &[512, t, d]) * 0.2 + 0.5;
+        let valid = Tensor::ones([512, t], (Kind::Float, Device::Cpu));
+        let mut adam = Adam::new(1e-2);
+        for _ in 0..300 {
+            let loss = head.loss(&context, &actions, &valid, &mut NoiseStream::new(0)).unwrap();
+            adam.minimise(&params, &loss.mean(None));
+        }
+        let found = head.distribution(&context).unwrap();
+        let mean = found.mean.mean(None).double_value(&[]);
+        let std = found.log_std.exp().mean(None).double_value(&[]);
+        assert!((mean - 0.5).abs() < 0.02 && (std - 0.2).abs() < 0.02, "{mean} {std}");
+        let mut streams: Vec<NoiseStream> = (0..512).map(NoiseStream::new).collect();
+        let drawn = head.sample(&context, &mut streams, ActMode::Stochastic).unwrap();
+        assert!((drawn.std(true).double_value(&[]) - 0.2).abs() < 0.02);
+    }
+}
