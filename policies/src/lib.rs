@@ -13,6 +13,7 @@
 //! | [`safetensors_io`] | named tensors on disk |
 //! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
 //! | [`chunk`] | which actions of the predicted chunks are performed |
+//! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
 //!
 //! The shape legend is in `simloop_envs`.
