@@ -12,6 +12,8 @@
 //! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
 //! | [`safetensors_io`] | named tensors on disk |
 //! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
+//! | [`vla`] | the policy composed of them |
+//! | [`checkpoint`] | a policy as a folder |
 //! | [`chunk`] | which actions of the predicted chunks are performed |
 //! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
@@ -26,6 +28,7 @@ mod noise;
 mod policy;
 mod random;
 
+pub mod checkpoint;
 pub mod chunk;
 pub mod device;
 pub mod encoders;
@@ -36,6 +39,7 @@ pub mod normalize;
 pub mod optim;
 pub mod safetensors_io;
 pub mod scripted;
+pub mod vla;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -13,6 +13,7 @@ pub mod cnn;
 pub mod config;
 pub mod pool;
 pub mod resnet;
+pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vit;
@@ -25,6 +26,7 @@ use crate::PolicyError;
 
 pub use cameras::{Camera, CameraEncoder};
 pub use config::VisionConfig;
+pub use state::StateConfig;
 
 /// Normalised inputs of one forward pass.
 #[derive(Debug)]

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::act::{ActConfig, ActHead};
 use super::bins::{BinsConfig, BinsHead};
+use super::diffusion::{DiffusionConfig, DiffusionHead};
+use super::flow::{FlowConfig, FlowHead};
 use super::gaussian::{GaussianConfig, GaussianHead};
 use super::mlp::{MlpConfig, MlpHead};
 use super::text::{TextConfig, TextHead};
@@ -25,6 +27,10 @@ pub enum HeadConfig {
     Bins(BinsConfig),
     /// [`TextHead`].
     Text(TextConfig),
+    /// [`DiffusionHead`].
+    Diffusion(DiffusionConfig),
+    /// [`FlowHead`].
+    Flow(FlowConfig),
 }
 
 impl Default for HeadConfig {
@@ -45,6 +51,8 @@ impl HeadConfig {
             Self::Act(config) => Box::new(ActHead::new(scope, config, shape)?),
             Self::Bins(config) => Box::new(BinsHead::new(scope, config, shape)?),
             Self::Text(config) => Box::new(TextHead::new(scope, config, shape)?),
+            Self::Diffusion(config) => Box::new(DiffusionHead::new(scope, config, shape)?),
+            Self::Flow(config) => Box::new(FlowHead::new(scope, config, shape)?),
         })
     }
 }

@@ -7,12 +7,17 @@
 //! | [`act`] | ACT: transformer chunks with a CVAE |
 //! | [`bins`] | every number one of 256 classes |
 //! | [`text`] | integers as text, as VLA-0 |
+//! | [`diffusion`], [`flow`] | denoising and flow matching |
+//! | [`denoiser`] | their networks: MLP, U-Net, transformer |
 //! | [`decoder`] | a query per action reads the context: the body of `act` and `bins` |
 
 pub mod act;
 pub mod bins;
 pub mod config;
 pub mod decoder;
+pub mod denoiser;
+pub mod diffusion;
+pub mod flow;
 pub mod gaussian;
 pub mod mlp;
 #[cfg(test)]

@@ -21,6 +21,6 @@ pub use layers::{
 };
 pub use noise_schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
 pub use params::{Init, Params, Scope};
-pub use unet1d::{Unet1d, Unet1dConfig};
 pub use shape::{ANY, expect_shape};
 pub use transformer::{Attention, DecoderLayer, EncoderLayer, TransformerConfig};
+pub use unet1d::{Unet1d, Unet1dConfig};

@@ -1,0 +1,582 @@
+//! A vision-language-action policy, composed from config: encoders, fusion, head.
+//!
+//! ```text
+//! images [B, T_o, H, W, 3] u8 ─▶ vision ─┐
+//! proprio [B, T_o, P]        ─▶ state  ──┼─▶ fusion ─▶ head ─▶ chunk [B, T_p, D] ─▶ the first n_action_steps are executed
+//! instruction                ─▶ text   ──┘
+//! ```
+//!
+//! # Shapes
+//! `B` batch, `T_o` observations seen ([`VlaConfig::n_obs_steps`]), `T_p` actions predicted ([`VlaConfig::chunk_size`]),
+//! `T_a` actions executed ([`VlaConfig::execution`]), `P` proprio, `D` action, `H W 3` image, `N` tokens, `W` width.
+//!
+//! # Details
+//! 1. Everything between [`Normalizer`]s is in numbers of order one; chunks leave in the environment's units.
+//! 2. With [`Align::Window`] row 0 of a chunk belongs to the oldest observation (diffusion_policy), so acting starts at row
+//!    `T_o - 1`; with [`Align::Current`] it belongs to the newest (ACT, LeRobot).
+//! 3. Acting runs in batches of exactly [`VlaConfig::inference_batch`] rows, padded by repeating a row, and every row draws
+//!    from its own noise: a decision does not depend on who else waits for one.
+//! 4. Before an episode's `T_o`-th observation the first one is repeated.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use simloop_envs::{ActionChunk, ActionConvention, EnvId, ImageSpace, Observation};
+use tch::{Device, Kind, Tensor};
+
+use crate::chunk::{ChunkExecution, ChunkExecutor, Receding};
+use crate::encoders::cameras::Camera;
+use crate::encoders::{Encoder, Inputs, StateConfig, VisionConfig};
+use crate::fusion::{Fusion, FusionConfig, Modality};
+use crate::heads::{Head, HeadConfig, HeadShape};
+use crate::nn::Params;
+use crate::normalize::{Affine, NormMode, Normalizer, Stats};
+use crate::{
+    ActMode, ActRequest, ImitationBatch, ImitationModel, Needs, NoiseStream, ObsBatch, Policy,
+    PolicyError, PolicyStep,
+};
+
+/// Which time step row 0 of a chunk belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Align {
+    /// The newest observation's (ACT, LeRobot).
+    #[default]
+    Current,
+    /// The oldest observation's (diffusion_policy).
+    Window,
+}
+
+/// Actions as offsets from where the robot is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelativeAction {
+    /// Which number of `proprio` each number of the action is relative to, `[D]`.
+    pub proprio: Vec<usize>,
+    /// Raw units per normalised unit.
+    pub scale: f64,
+}
+
+/// A policy's architecture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VlaConfig {
+    /// `T_o`.
+    pub n_obs_steps: usize,
+    /// `T_p`.
+    pub chunk_size: usize,
+    /// Which step row 0 of a chunk belongs to.
+    pub align: Align,
+    /// How chunks are executed.
+    pub execution: ChunkExecution,
+    /// Rows of every batch when acting.
+    pub inference_batch: usize,
+    /// What scales `proprio`.
+    pub proprio_norm: NormMode,
+    /// What scales actions; not used with `relative`.
+    pub action_norm: NormMode,
+    /// Lowest and highest value of every number of `proprio`, for [`NormMode::Bounds`].
+    pub proprio_bounds: Option<(f64, f64)>,
+    /// Lowest and highest value of every number of an action, for [`NormMode::Bounds`].
+    pub action_bounds: Option<(f64, f64)>,
+    /// Actions as offsets from `proprio`.
+    pub relative: Option<RelativeAction>,
+    /// Images are cut to this side: at random when learning, in the middle when acting (diffusion_policy `crop_shape`).
+    pub crop: Option<i64>,
+    /// `proprio` to tokens.
+    pub state: StateConfig,
+    /// Images to tokens.
+    pub vision: VisionConfig,
+    /// Tokens to one context.
+    pub fusion: FusionConfig,
+    /// Context to chunk.
+    pub head: HeadConfig,
+}
+
+impl Default for VlaConfig {
+    fn default() -> Self {
+        Self {
+            n_obs_steps: 2, // diffusion_policy, PushT
+            chunk_size: 16,
+            align: Align::Current,
+            execution: ChunkExecution::default(),
+            inference_batch: 8,
+            proprio_norm: NormMode::MinMax,
+            action_norm: NormMode::MinMax,
+            proprio_bounds: None,
+            action_bounds: None,
+            relative: None,
+            crop: None,
+            state: StateConfig::default(),
+            vision: VisionConfig::default(),
+            fusion: FusionConfig::default(),
+            head: HeadConfig::default(),
+        }
+    }
+}
+
+/// What goes in and out of a policy, in its environment's terms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyIo {
+    /// Camera name to frame size.
+    pub cameras: BTreeMap<String, ImageSpace>,
+    /// One name per number of `proprio`.
+    pub proprio: Vec<String>,
+    /// One name per number of an action.
+    pub action: Vec<String>,
+    /// What an action means; `None` if the data did not say.
+    pub convention: Option<ActionConvention>,
+    /// Actions per second of the demonstrations, if known.
+    pub control_hz: Option<f64>,
+}
+
+/// The normalisers saved with a policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalizers {
+    /// `[P]`.
+    pub proprio: Normalizer,
+    /// `[D]`.
+    pub action: Normalizer,
+}
+
+impl Normalizers {
+    /// The normalisers that `config` asks for, from statistics of the demonstrations it will learn from.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for [`NormMode::Bounds`] without bounds.
+    pub fn fit(config: &VlaConfig, proprio: Stats, action: Stats) -> Result<Self, PolicyError> {
+        let build = |what: &str, mode, stats: Stats, bounds: Option<(f64, f64)>| {
+            let d = stats.mean.len();
+            let (low, high) = match (mode, bounds) {
+                (NormMode::Bounds, None) => {
+                    return Err(PolicyError::Config {
+                        detail: format!(
+                            "scale {what} by its bounds: give `policy.{what}_bounds = [low, high]`"
+                        ),
+                    });
+                }
+                (_, bounds) => bounds.unwrap_or((0.0, 0.0)),
+            };
+            Ok(Normalizer::new(mode, stats, vec![low; d], vec![high; d]))
+        };
+        Ok(Self {
+            proprio: build("proprio", config.proprio_norm, proprio, config.proprio_bounds)?,
+            action: build("action", config.action_norm, action, config.action_bounds)?,
+        })
+    }
+}
+
+impl VlaConfig {
+    /// Checks what the parts cannot check alone.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] naming the numbers that do not fit.
+    pub fn validate(&self, io: &PolicyIo) -> Result<(), PolicyError> {
+        let fail = |detail: String| Err(PolicyError::Config { detail });
+        let start = self.first_action();
+        if self.n_obs_steps == 0 || self.inference_batch == 0 || start >= self.chunk_size {
+            return fail(format!(
+                "use n_obs_steps = {}, inference_batch = {}, chunk_size = {}: the first two must be at least 1, and a \
+                 chunk must reach the present",
+                self.n_obs_steps, self.inference_batch, self.chunk_size
+            ));
+        }
+        self.execution.validate(self.chunk_size - start)?;
+        if let Some(relative) = &self.relative {
+            if relative.proprio.len() != io.action.len()
+                || relative.proprio.iter().any(|&i| i >= io.proprio.len())
+                || !relative.scale.is_finite()
+                || relative.scale <= 0.0
+            {
+                return fail(format!(
+                    "use relative actions {relative:?}: give one index below {} for each of {} numbers of an action, \
+                     and a positive scale",
+                    io.proprio.len(),
+                    io.action.len()
+                ));
+            }
+        }
+        if let Some(crop) = self.crop {
+            for (name, size) in &io.cameras {
+                if crop < 1 || crop > i64::from(size.height.min(size.width)) {
+                    return fail(format!(
+                        "crop `{name}` ({} x {}) to {crop} pixels: it must fit",
+                        size.height, size.width
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of a chunk that is executed first.
+    pub fn first_action(&self) -> usize {
+        match self.align {
+            Align::Current => 0,
+            Align::Window => self.n_obs_steps.saturating_sub(1),
+        }
+    }
+}
+
+/// A neural policy.
+pub struct VlaPolicy {
+    name: String,
+    config: VlaConfig,
+    io: PolicyIo,
+    normalizers: Normalizers,
+    params: Params,
+    encoders: Vec<Box<dyn Encoder>>,
+    fusion: Box<dyn Fusion>,
+    head: Box<dyn Head>,
+    proprio: Affine,
+    action: Affine,
+    cameras: Vec<String>,
+    histories: BTreeMap<EnvId, VecDeque<Observation>>,
+    executor: ChunkExecutor,
+}
+
+impl VlaPolicy {
+    /// A policy with initial weights that are a function of `seed` alone.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for parts that do not fit together.
+    pub fn new(
+        config: VlaConfig,
+        io: PolicyIo,
+        normalizers: Normalizers,
+        device: Device,
+        seed: u64,
+    ) -> Result<Self, PolicyError> {
+        config.validate(&io)?;
+        for (what, normalizer, expected) in [
+            ("proprio", &normalizers.proprio, io.proprio.len()),
+            ("action", &normalizers.action, io.action.len()),
+        ] {
+            normalizer.validate(what)?;
+            if normalizer.len() != expected {
+                return Err(PolicyError::Config {
+                    detail: format!(
+                        "use the normaliser of {what}: it has {} dimensions, the policy {expected}",
+                        normalizer.len()
+                    ),
+                });
+            }
+        }
+        let params = Params::new(device, seed);
+        let root = params.root();
+        let cameras: Vec<_> = io
+            .cameras
+            .iter()
+            .map(|(name, size)| {
+                let side = |full: u32| config.crop.unwrap_or(i64::from(full));
+                Camera { name: name.clone(), height: side(size.height), width: side(size.width) }
+            })
+            .collect();
+        let t_o = config.n_obs_steps as i64;
+        let encoders: Vec<Box<dyn Encoder>> = [
+            config.state.build(&root.sub("state"), io.proprio.len() as i64, t_o)?,
+            config.vision.build(&root.sub("vision"), &cameras, t_o)?,
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if encoders.is_empty() {
+            return Err(PolicyError::Config {
+                detail:
+                    "build a policy that sees nothing: choose a `state`, `vision` or `text` encoder"
+                        .to_owned(),
+            });
+        }
+        let modalities: Vec<_> = encoders.iter().map(|e| Modality::of(e.as_ref())).collect();
+        let fusion = config.fusion.build(&root.sub("fusion"), &modalities)?;
+        let shape =
+            HeadShape::of(fusion.as_ref(), config.chunk_size as i64, io.action.len() as i64);
+        let head = config.head.build(&root.sub("head"), shape)?;
+        let needs_images = !matches!(config.vision, VisionConfig::None);
+        Ok(Self {
+            name: "vla".to_owned(),
+            cameras: if needs_images { io.cameras.keys().cloned().collect() } else { Vec::new() },
+            proprio: normalizers.proprio.on(device),
+            action: normalizers.action.on(device),
+            executor: ChunkExecutor::new(
+                config.execution.clone(),
+                config.chunk_size - config.first_action(),
+            )?,
+            histories: BTreeMap::new(),
+            config,
+            io,
+            normalizers,
+            params,
+            encoders,
+            fusion,
+            head,
+        })
+    }
+
+    /// Its architecture.
+    pub fn config(&self) -> &VlaConfig {
+        &self.config
+    }
+
+    /// What goes in and out.
+    pub fn io(&self) -> &PolicyIo {
+        &self.io
+    }
+
+    /// Its normalisers.
+    pub fn normalizers(&self) -> &Normalizers {
+        &self.normalizers
+    }
+
+    /// Gives it a name for reports.
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        self.name = name.into();
+    }
+
+    /// The cameras it looks through.
+    pub fn cameras(&self) -> &[String] {
+        &self.cameras
+    }
+
+    /// Executes another number of actions per decision.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for more actions than a chunk holds.
+    pub fn set_n_action_steps(&mut self, n: usize) -> Result<(), PolicyError> {
+        let execution = ChunkExecution::Receding(Receding { n_action_steps: n });
+        let config = VlaConfig { execution, ..self.config.clone() };
+        config.validate(&self.io)?;
+        let rows = config.chunk_size - config.first_action();
+        self.executor = ChunkExecutor::new(config.execution.clone(), rows)?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// Images to `[B, T_o, 3, H, W]` in `[0, 1]`, cropped; at random places if `noise` is given.
+    fn images(
+        &self,
+        obs: &ObsBatch,
+        mut noise: Option<&mut NoiseStream>,
+    ) -> Result<BTreeMap<String, Tensor>, PolicyError> {
+        let mut images = BTreeMap::new();
+        for camera in &self.cameras {
+            let raw = obs.images.get(camera).ok_or_else(|| PolicyError::Missing {
+                what: format!("images[{camera}]"),
+                remedy: "give the policy the cameras it was trained with".to_owned(),
+            })?;
+            let raw = match self.config.crop {
+                Some(side) => crop(raw, side, noise.as_deref_mut()),
+                None => raw.shallow_clone(),
+            };
+            let image = raw.permute([0, 1, 4, 2, 3]).to_kind(Kind::Float) / 255.0;
+            images.insert(camera.clone(), image);
+        }
+        Ok(images)
+    }
+
+    fn context(
+        &self,
+        obs: &ObsBatch,
+        noise: Option<&mut NoiseStream>,
+    ) -> Result<crate::fusion::Context, PolicyError> {
+        let expected =
+            [obs.len() as i64, self.config.n_obs_steps as i64, self.io.proprio.len() as i64];
+        if obs.proprio.size() != expected {
+            return Err(PolicyError::Config {
+                detail: format!(
+                    "see proprio of shape {:?}: the policy was made for {expected:?} ({})",
+                    obs.proprio.size(),
+                    self.io.proprio.join(", ")
+                ),
+            });
+        }
+        let images = self.images(obs, noise)?;
+        let proprio = self.proprio.normalize(&obs.proprio);
+        let inputs = Inputs { images: &images, proprio: &proprio, instructions: &obs.instructions };
+        let tokens: Vec<_> =
+            self.encoders.iter().map(|e| e.encode(&inputs)).collect::<Result<_, _>>()?;
+        self.fusion.fuse(&tokens)
+    }
+
+    /// `[B, 1, D]`: where the robot is, in the numbers that actions are relative to.
+    fn origin(&self, obs: &ObsBatch, relative: &RelativeAction) -> Tensor {
+        let index: Vec<i64> = relative.proprio.iter().map(|&i| i as i64).collect();
+        let index = Tensor::from_slice(&index).to_device(obs.proprio.device());
+        obs.proprio.narrow(1, -1, 1).index_select(2, &index)
+    }
+
+    fn normalize_actions(&self, obs: &ObsBatch, actions: &Tensor) -> Tensor {
+        match &self.config.relative {
+            Some(relative) => (actions - self.origin(obs, relative)) / relative.scale,
+            None => self.action.normalize(actions),
+        }
+    }
+
+    fn denormalize_actions(&self, obs: &ObsBatch, chunk: &Tensor) -> Tensor {
+        match &self.config.relative {
+            Some(relative) => chunk * relative.scale + self.origin(obs, relative),
+            None => self.action.denormalize(chunk),
+        }
+    }
+
+    /// What environment `env` showed last, oldest first, `T_o` observations.
+    fn remember(&mut self, request: &ActRequest<'_>) -> Vec<Observation> {
+        let keep = self.config.n_obs_steps;
+        let history = self.histories.entry(request.env).or_default();
+        for obs in request.recent {
+            if history.len() == keep {
+                history.pop_front();
+            }
+            history.push_back(obs.clone());
+        }
+        let missing = keep - history.len();
+        let first = history.front().unwrap_or(request.obs);
+        std::iter::repeat_n(first, missing).chain(history.iter()).cloned().collect()
+    }
+
+    /// Rows `first_action ..` of each chunk, `[T_p - first, D]`.
+    fn chunks(
+        &self,
+        windows: &[Vec<Observation>],
+        seeds: &[u64],
+        mode: ActMode,
+    ) -> Result<Vec<ndarray::Array2<f32>>, PolicyError> {
+        let (t, d) = (self.config.chunk_size, self.io.action.len());
+        let first = self.config.first_action();
+        let mut chunks = Vec::with_capacity(windows.len());
+        for (windows, seeds) in windows
+            .chunks(self.config.inference_batch)
+            .zip(seeds.chunks(self.config.inference_batch))
+        {
+            let pad = self.config.inference_batch - windows.len();
+            let padded: Vec<_> =
+                windows.iter().chain(std::iter::repeat_n(&windows[0], pad)).cloned().collect();
+            let mut noise: Vec<_> = seeds
+                .iter()
+                .chain(std::iter::repeat_n(&seeds[0], pad))
+                .map(|&seed| NoiseStream::new(seed))
+                .collect();
+            let obs = ObsBatch::stack(&padded, &self.cameras, self.params.device())?;
+            let out = self.predict(&obs, &mut noise, mode)?.to_device(Device::Cpu).contiguous();
+            let mut values = vec![0f32; self.config.inference_batch * t * d];
+            let n = values.len();
+            out.copy_data(&mut values, n);
+            if values[..windows.len() * t * d].iter().any(|v| !v.is_finite()) {
+                return Err(PolicyError::NonFinite { tensor: "chunk".to_owned() });
+            }
+            for row in values.chunks(t * d).take(windows.len()) {
+                let chunk = ndarray::ArrayView2::from_shape((t, d), row)
+                    .map_err(|e| PolicyError::Config { detail: e.to_string() })?;
+                chunks.push(chunk.slice(ndarray::s![first.., ..]).to_owned());
+            }
+        }
+        Ok(chunks)
+    }
+}
+
+/// Cuts `[B, T, H, W, 3]` to `side` × `side`: in the middle, or at a place per sample drawn from `noise`.
+fn crop(images: &Tensor, side: i64, noise: Option<&mut NoiseStream>) -> Tensor {
+    let size = images.size();
+    let (b, down, right) = (size[0], size[2] - side, size[3] - side);
+    let Some(noise) = noise else {
+        return images.narrow(2, down / 2, side).narrow(3, right / 2, side);
+    };
+    let rows: Vec<Tensor> = (0..b)
+        .map(|i| {
+            let mut place =
+                |slack: i64| noise.integers(slack + 1, &[1], Device::Cpu).int64_value(&[0]);
+            let (y, x) = (place(down), place(right));
+            images.get(i).narrow(1, y, side).narrow(2, x, side)
+        })
+        .collect();
+    Tensor::stack(&rows, 0)
+}
+
+impl Policy for VlaPolicy {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            images: !self.cameras.is_empty(),
+            privileged: false,
+            n_obs_steps: self.config.n_obs_steps,
+        }
+    }
+
+    fn convention(&self) -> Option<&ActionConvention> {
+        self.io.convention.as_ref()
+    }
+
+    fn act(
+        &mut self,
+        requests: &[ActRequest<'_>],
+        mode: ActMode,
+    ) -> Result<Vec<PolicyStep>, PolicyError> {
+        let windows: Vec<_> = requests.iter().map(|request| self.remember(request)).collect();
+        let seeds: Vec<_> = requests.iter().map(|request| request.noise_seed).collect();
+        let chunks = self.chunks(&windows, &seeds, mode)?;
+        requests
+            .iter()
+            .zip(chunks)
+            .map(|(request, chunk)| {
+                let actions = self.executor.execute(request.env, chunk.view())?;
+                let chunk = ActionChunk::new(actions)
+                    .map_err(|e| PolicyError::Config { detail: e.to_string() })?;
+                Ok(PolicyStep { chunk, stats: None })
+            })
+            .collect()
+    }
+
+    fn reset(&mut self, envs: &[EnvId]) {
+        for env in envs {
+            self.histories.remove(env);
+        }
+        self.executor.reset(envs);
+    }
+}
+
+impl ImitationModel for VlaPolicy {
+    fn imitation_loss(
+        &self,
+        batch: &ImitationBatch,
+        noise: &mut NoiseStream,
+    ) -> Result<Tensor, PolicyError> {
+        let size =
+            [batch.obs.len() as i64, self.config.chunk_size as i64, self.io.action.len() as i64];
+        if batch.actions.size() != size || batch.valid.size() != size[..2] {
+            return Err(PolicyError::Config {
+                detail: format!(
+                    "learn from actions {:?} with validity {:?}: the policy needs {size:?}",
+                    batch.actions.size(),
+                    batch.valid.size()
+                ),
+            });
+        }
+        let context = self.context(&batch.obs, Some(noise))?;
+        let actions = self.normalize_actions(&batch.obs, &batch.actions);
+        self.head.loss(&context, &actions, &batch.valid, noise)
+    }
+
+    fn predict(
+        &self,
+        obs: &ObsBatch,
+        noise: &mut [NoiseStream],
+        mode: ActMode,
+    ) -> Result<Tensor, PolicyError> {
+        let _guard = tch::no_grad_guard();
+        let context = self.context(obs, None)?;
+        let chunk = self.head.sample(&context, noise, mode)?;
+        Ok(self.denormalize_actions(obs, &chunk))
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+}
+
+#[cfg(test)]
+mod tests;
