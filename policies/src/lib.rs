@@ -11,7 +11,6 @@
 //! | [`normalize`] | units to numbers of order one and back |
 //! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
 //! | [`safetensors_io`] | named tensors on disk |
-//! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
 //! | [`vla`] | the policy composed of them |
 //! | [`checkpoint`] | a policy as a folder |
 //! | [`chunk`] | which actions of the predicted chunks are performed |

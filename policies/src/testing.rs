@@ -60,6 +60,8 @@ pub(crate) struct Adam {
 
 impl Adam {
     pub(crate) fn new(lr: f64) -> Self {
+        // Tests run side by side and their tensors are small: more threads an operation only wait for each other.
+        tch::set_num_threads(1);
         Self { lr, step: 0, moments: BTreeMap::new() }
     }
 

@@ -110,7 +110,8 @@ impl Fusion for Perceiver {
         for _ in 0..self.config.blocks {
             x = &x + self.cross.attend(&self.query_norm.forward(&x), &keys, &values, None);
             let hidden = self.up.forward(&self.feed_forward_norm.forward(&x));
-            x = x + self.down.forward(&self.config.transformer.activation.apply(&hidden));
+            let thought = self.down.forward(&self.config.transformer.activation.apply(&hidden));
+            x = thought + x;
             for layer in &self.layers {
                 x = layer.forward(&x, None);
             }

@@ -78,7 +78,7 @@ impl Codec {
     /// out of the range).
     pub fn parse(&self, text: &str) -> Vec<f32> {
         let (n, d) = (self.count(), self.action_dim);
-        let middle = vec![((self.low + self.high) / 2.0) as f32; n];
+        let middle = vec![f64::midpoint(self.low, self.high) as f32; n];
         let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
         let mut numbers = Vec::with_capacity(n);
         for word in text.split(' ') {

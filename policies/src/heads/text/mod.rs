@@ -388,11 +388,11 @@ mod tests {
     /// `"0 20 10 5 …"`: what is read, said and scored, character by character.
     #[test]
     fn every_character_is_predicted_from_those_before() {
+        const S: i64 = codec::SPACE;
         let head = head(&TextConfig { unmasked_probability: 1.0, ..config() });
         let actions =
             Tensor::from_slice(&[-1f32, 1., 0., -0.5, -1., -1., -1., 1.]).reshape([1, 4, 2]);
         let c = head.characters(&actions, &mut NoiseStream::new(0));
-        const S: i64 = codec::SPACE;
         let said = [0, S, 2, 0, S, 1, 0, S, 5, S, 0, S, 0, S, 0, S, 2, 0, END];
         assert_eq!(c.labels, said);
         assert_eq!(c.inputs[0], BEGIN);
