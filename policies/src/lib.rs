@@ -10,7 +10,8 @@
 //! | [`ObsBatch`], [`ImitationBatch`] | where arrays become tensors |
 //! | [`normalize`] | units to numbers of order one and back |
 //! | [`heads`], [`fusion`], [`encoders`] | parts of a VLA |
-//! | [`safetensors_io`] | named tensors on disk |
+//! | [`safetensors_io`], [`hf`] | named tensors on disk; folders as Hugging Face writes them |
+//! | [`vision`], [`text`] | models of published checkpoints; tokenisers |
 //! | [`vla`] | the policy composed of them |
 //! | [`checkpoint`] | a policy as a folder |
 //! | [`chunk`] | which actions of the predicted chunks are performed |
@@ -33,11 +34,14 @@ pub mod device;
 pub mod encoders;
 pub mod fusion;
 pub mod heads;
+pub mod hf;
 pub mod nn;
 pub mod normalize;
 pub mod optim;
 pub mod safetensors_io;
 pub mod scripted;
+pub mod text;
+pub mod vision;
 pub mod vla;
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Layers: linear, convolutions, norms, embedding, activations. Names and initial values are PyTorch's.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::lora::Lora;
+use super::runtime::RuntimeRef;
 use super::{Init, Scope};
 
 /// An element-wise non-linearity.
@@ -22,6 +24,8 @@ pub enum Activation {
     Mish,
     /// tanh.
     Tanh,
+    /// x σ(1.702 x) (CLIP's `quick_gelu`).
+    QuickGelu,
 }
 
 impl Activation {
@@ -34,17 +38,20 @@ impl Activation {
             Self::Silu => x.silu(),
             Self::Mish => x.mish(),
             Self::Tanh => x.tanh(),
+            Self::QuickGelu => x * (x * 1.702).sigmoid(),
         }
     }
 }
 
-/// `y = x Wᵀ + b`, `[.., in] -> [.., out]`.
+/// `y = x Wᵀ + b`, `[.., in] -> [.., out]`, and an adapter's part if [`super::lora`] gave it one.
 #[derive(Debug)]
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Tensor,
     /// `[out]`.
     pub bias: Option<Tensor>,
+    lora: Option<Lora>,
+    runtime: RuntimeRef,
 }
 
 impl Linear {
@@ -65,12 +72,24 @@ impl Linear {
             Init::FanIn => Init::Uniform { bound: 1.0 / (inputs.max(1) as f64).sqrt() },
             _ => Init::Zeros,
         };
-        Self { weight, bias: bias.then(|| scope.param("bias", &[outputs], bias_init)) }
+        let bias = bias.then(|| scope.param("bias", &[outputs], bias_init));
+        let lora = Lora::new(scope, inputs, outputs);
+        Self { weight, bias, lora, runtime: scope.params().runtime() }
     }
 
     /// `[.., in] -> [.., out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        let y = match self.runtime.compute.get() {
+            Some(kind) => {
+                let bias = self.bias.as_ref().map(|b| b.to_kind(kind));
+                x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref())
+            }
+            None => x.linear(&self.weight, self.bias.as_ref()),
+        };
+        match self.lora.as_ref().and_then(|lora| lora.forward(x, &self.runtime)) {
+            Some(delta) => y + delta,
+            None => y,
+        }
     }
 }
 
@@ -94,6 +113,7 @@ impl LayerNorm {
 
     /// `[.., W] -> [.., W]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = x.to_kind(self.weight.kind());
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
     }
 }
@@ -118,7 +138,42 @@ impl GroupNorm {
 
     /// `[B, C, ..] -> [B, C, ..]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = x.to_kind(self.weight.kind());
         x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), 1e-5, false)
+    }
+}
+
+/// Root-mean-square normalisation over the last dimension (Zhang & Sennrich 2019), in the order of Llama's code.
+#[derive(Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Over `width` numbers.
+    pub fn new(scope: &Scope, width: i64, eps: f64) -> Self {
+        Self { weight: scope.param("weight", &[width], Init::Ones), eps }
+    }
+
+    /// `[.., W] -> [.., W]`, f32.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = x.to_kind(Kind::Float);
+        let variance = x.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+        &self.weight * (&x * (variance + self.eps).rsqrt())
+    }
+}
+
+/// Input, weight and bias in the number type that layers compute in.
+fn cast(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    runtime: &RuntimeRef,
+) -> (Tensor, Tensor, Option<Tensor>) {
+    match runtime.compute.get() {
+        Some(kind) => (x.to_kind(kind), weight.to_kind(kind), bias.map(|b| b.to_kind(kind))),
+        None => (x.shallow_clone(), weight.shallow_clone(), bias.map(Tensor::shallow_clone)),
     }
 }
 
@@ -129,6 +184,7 @@ pub struct Conv1d {
     bias: Tensor,
     stride: i64,
     padding: i64,
+    runtime: RuntimeRef,
 }
 
 impl Conv1d {
@@ -147,12 +203,14 @@ impl Conv1d {
             bias: scope.param("bias", &[outputs], Init::Uniform { bound }),
             stride,
             padding,
+            runtime: scope.params().runtime(),
         }
     }
 
     /// `[B, C_in, T] -> [B, C_out, T']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv1d(&self.weight, Some(&self.bias), self.stride, self.padding, 1, 1)
+        let (x, w, b) = cast(x, &self.weight, Some(&self.bias), &self.runtime);
+        x.conv1d(&w, b.as_ref(), self.stride, self.padding, 1, 1)
     }
 }
 
@@ -163,6 +221,7 @@ pub struct ConvTranspose1d {
     bias: Tensor,
     stride: i64,
     padding: i64,
+    runtime: RuntimeRef,
 }
 
 impl ConvTranspose1d {
@@ -181,12 +240,14 @@ impl ConvTranspose1d {
             bias: scope.param("bias", &[outputs], Init::Uniform { bound }),
             stride,
             padding,
+            runtime: scope.params().runtime(),
         }
     }
 
     /// `[B, C_in, T] -> [B, C_out, T']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv_transpose1d(&self.weight, Some(&self.bias), self.stride, self.padding, 0, 1, 1)
+        let (x, w, b) = cast(x, &self.weight, Some(&self.bias), &self.runtime);
+        x.conv_transpose1d(&w, b.as_ref(), self.stride, self.padding, 0, 1, 1)
     }
 }
 
@@ -197,6 +258,7 @@ pub struct Conv2d {
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+    runtime: RuntimeRef,
 }
 
 impl Conv2d {
@@ -216,6 +278,7 @@ impl Conv2d {
             bias: bias.then(|| scope.param("bias", &[outputs], Init::Uniform { bound })),
             stride,
             padding,
+            runtime: scope.params().runtime(),
         }
     }
 
@@ -232,13 +295,14 @@ impl Conv2d {
         let std = (2.0 / (outputs * kernel * kernel) as f64).sqrt();
         let shape = [outputs, inputs, kernel, kernel];
         let weight = scope.param("weight", &shape, Init::Normal { std });
-        Self { weight, bias: None, stride, padding }
+        Self { weight, bias: None, stride, padding, runtime: scope.params().runtime() }
     }
 
     /// `[B, C_in, H, W] -> [B, C_out, H', W']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (s, p) = ([self.stride; 2], [self.padding; 2]);
-        x.conv2d(&self.weight, self.bias.as_ref(), s, p, [1, 1], 1)
+        let (x, w, b) = cast(x, &self.weight, self.bias.as_ref(), &self.runtime);
+        x.conv2d(&w, b.as_ref(), s, p, [1, 1], 1)
     }
 }
 

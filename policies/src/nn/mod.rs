@@ -3,21 +3,30 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`Params`], [`Scope`], [`Init`] | named parameters with initial values of their own |
+//! | [`attention`], [`rope`] | what published transformers share |
+//! | [`checkpoint`] | blocks computed again in the backward pass |
 //! | [`layers`] | linear, convolutions, norms, embedding |
+//! | [`lora`] | low-rank adapters in peft's names |
 //! | [`noise_schedule`] | DDPM, DDIM, flow-matching paths |
-//! | [`unet1d`] | Diffusion Policy's U-Net over a chunk |
 //! | [`transformer`] | attention and the layers around it |
+//! | [`unet1d`] | Diffusion Policy's U-Net over a chunk |
 //! | [`expect_shape`] | the check at a module's border |
 
+pub mod attention;
+pub mod checkpoint;
 pub mod layers;
+pub mod lora;
 pub mod noise_schedule;
 mod params;
+pub mod rope;
+mod runtime;
 mod shape;
 pub mod transformer;
 pub mod unet1d;
 
 pub use layers::{
     Activation, Conv1d, Conv2d, ConvTranspose1d, Embedding, GroupNorm, LayerNorm, Linear, Mlp,
+    RmsNorm,
 };
 pub use noise_schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
 pub use params::{Init, Params, Scope};

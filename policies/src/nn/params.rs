@@ -5,14 +5,16 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::rc::Rc;
 
 use rand_distr::{Distribution as _, StandardNormal, Uniform};
 use simloop_envs::SeedTree;
 use tch::{Device, Kind, Tensor};
 
-use crate::PolicyError;
+use super::lora::{LoraConfig, is_adapter};
+use super::runtime::RuntimeRef;
+use crate::{NoiseStream, PolicyError};
 
 /// How a parameter begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,20 +51,103 @@ struct Inner {
     entries: BTreeMap<String, Param>,
     device: Device,
     seeds: SeedTree,
+    lora: Option<LoraConfig>,
+    /// A checkpoint that parameters are taken from while the model is built.
+    given: Option<BTreeMap<String, Tensor>>,
+    /// The first parameter that the checkpoint did not have as needed.
+    fault: Option<PolicyError>,
 }
 
 /// All parameters of one model, by name (`encoder.layers.0.weight`). Clones share them.
 #[derive(Clone)]
-pub struct Params(Rc<RefCell<Inner>>);
+pub struct Params(Rc<RefCell<Inner>>, RuntimeRef);
+
+impl fmt::Debug for Params {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (all, learn) = self.count();
+        f.debug_struct("Params")
+            .field("numbers", &all)
+            .field("learn", &learn)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Params {
     /// An empty set on `device`; initial values are a function of `seed` and the parameter's name alone.
     pub fn new(device: Device, seed: u64) -> Self {
-        Self(Rc::new(RefCell::new(Inner {
+        let inner = Inner {
             entries: BTreeMap::new(),
             device,
             seeds: SeedTree::new(seed).child("parameters"),
-        })))
+            lora: None,
+            given: None,
+            fault: None,
+        };
+        Self(Rc::new(RefCell::new(inner)), RuntimeRef::default())
+    }
+
+    /// A set whose parameters take the tensor of their name in `values`, as f32, instead of an initial value, so that a
+    /// wrong configuration cannot allocate more than the checkpoint holds. Adapters that `values` lacks begin as usual.
+    /// Build the model, then ask [`Params::complete`] before using it.
+    pub fn from_values(device: Device, seed: u64, values: BTreeMap<String, Tensor>) -> Self {
+        let params = Self::new(device, seed);
+        params.0.borrow_mut().given = Some(values);
+        params
+    }
+
+    /// Whether [`Params::from_values`] had all that the model asked for, and nothing else.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] naming the first tensor that is missing, left over, or of another shape. The model must
+    /// not be used then: some of its tensors are empty.
+    pub fn complete(&self) -> Result<(), PolicyError> {
+        let mut inner = self.0.borrow_mut();
+        if let Some(fault) = inner.fault.take() {
+            return Err(fault);
+        }
+        match inner.given.take().and_then(|mut rest| rest.pop_first()) {
+            Some((name, _)) => Err(PolicyError::Config {
+                detail: format!("load parameters: the model has no `{name}`"),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives adapters to the linear layers that are built from now on and that `config` chooses.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] from [`LoraConfig::validate`].
+    pub fn set_lora(&self, config: Option<LoraConfig>) -> Result<(), PolicyError> {
+        if let Some(config) = &config {
+            config.validate()?;
+        }
+        self.0.borrow_mut().lora = config;
+        Ok(())
+    }
+
+    /// The rule for adapters.
+    pub fn lora(&self) -> Option<LoraConfig> {
+        self.0.borrow().lora.clone()
+    }
+
+    /// Makes linear layers and convolutions compute in `kind` (bf16) while parameters, norms and losses stay f32, as
+    /// PyTorch's autocast does; `None` or f32 switches it off.
+    pub fn set_compute(&self, kind: Option<Kind>) {
+        self.1.compute.set(kind.filter(|&k| k != Kind::Float));
+    }
+
+    /// Where dropout draws its masks from; without a stream nothing is dropped.
+    pub fn set_dropout(&self, noise: Option<NoiseStream>) {
+        *self.1.dropout.borrow_mut() = noise;
+    }
+
+    /// Where dropout stands; saved and restored for an exact resume.
+    pub fn dropout(&self) -> Option<NoiseStream> {
+        self.1.dropout.borrow().clone()
+    }
+
+    pub(crate) fn runtime(&self) -> RuntimeRef {
+        RuntimeRef::clone(&self.1)
     }
 
     /// Where names begin.
@@ -178,6 +263,11 @@ impl Scope {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
+    /// The name of this place, empty at the root.
+    pub fn path(&self) -> &str {
+        &self.prefix
+    }
+
     /// The set that this place belongs to.
     pub fn params(&self) -> &Params {
         &self.params
@@ -195,13 +285,33 @@ impl Scope {
     pub fn param(&self, name: impl Display, shape: &[i64], init: Init) -> Tensor {
         let name = self.name(name);
         let mut inner = self.params.0.borrow_mut();
-        let tensor = initial(&inner.seeds.child(&name), shape, init)
+        let tensor = inner
+            .take_given(&name, shape)
+            .unwrap_or_else(|| initial(&inner.seeds.child(&name), shape, init))
             .to_device(inner.device)
             .set_requires_grad(true);
         let param = Param { tensor: tensor.shallow_clone(), trainable: true };
         let before = inner.entries.insert(name.clone(), param);
         assert!(before.is_none(), "two parameters are called `{name}`");
         tensor
+    }
+}
+
+impl Inner {
+    /// The checkpoint's tensor; empty, and a fault noted, if it does not have it as needed. `None` without a checkpoint.
+    fn take_given(&mut self, name: &str, shape: &[i64]) -> Option<Tensor> {
+        let given = self.given.as_mut()?;
+        let detail = match given.remove(name) {
+            Some(value) if value.size() == shape => return Some(value.to_kind(Kind::Float)),
+            Some(value) => format!(
+                "load parameters: `{name}` has shape {:?}, the model needs {shape:?}",
+                value.size()
+            ),
+            None if is_adapter(name) && self.fault.is_none() => return None,
+            None => format!("load parameters: `{name}` is missing"),
+        };
+        self.fault.get_or_insert(PolicyError::Config { detail });
+        Some(Tensor::zeros([0], (Kind::Float, Device::Cpu)))
     }
 }
 
@@ -259,6 +369,24 @@ mod tests {
         assert_eq!(a.get("a.weight"), b.get("a.weight"));
         assert_ne!(a.get("a.weight"), a.get("b.weight"));
         assert_ne!(a.get("a.weight"), build(["a", "b"], 1).get("a.weight"));
+    }
+
+    #[test]
+    fn a_model_built_from_values_holds_them_and_names_the_first_fault() {
+        let values = || BTreeMap::from([("a.w".to_owned(), Tensor::from_slice(&[1f32, 2.0]))]);
+        let build = |shape: &[i64], values| {
+            let params = Params::from_values(Device::Cpu, 0, values);
+            let w = params.root().sub("a").param("w", shape, Init::Zeros);
+            params.complete().map(|()| w).map_err(|e| e.to_string())
+        };
+        let w = build(&[2], values()).unwrap();
+        assert_eq!(w.double_value(&[1]), 2.0);
+        assert!(w.requires_grad());
+        assert!(build(&[1 << 40, 1 << 20], values()).unwrap_err().contains("shape [2]"));
+        assert!(build(&[2], BTreeMap::new()).unwrap_err().contains("missing"));
+        let mut more = values();
+        more.insert("b".to_owned(), Tensor::from_slice(&[1f32]));
+        assert!(build(&[2], more).unwrap_err().contains("no `b`"));
     }
 
     #[test]

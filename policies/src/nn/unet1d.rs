@@ -232,13 +232,13 @@ impl ResidualBlock {
 /// The network: noisy chunk, diffusion step and observation in, noise (or clean chunk) out.
 #[derive(Debug)]
 pub struct Unet1d {
-    config: Unet1dConfig,
     step_encoder: [Linear; 2],
     down: Vec<([ResidualBlock; 2], Option<Conv1d>)>,
     mid: [ResidualBlock; 2],
     up: Vec<([ResidualBlock; 2], ConvTranspose1d)>,
     final_block: ConvBlock,
     final_conv: Conv1d,
+    config: Unet1dConfig,
 }
 
 impl Unet1d {
@@ -326,8 +326,7 @@ impl Unet1d {
         for block in &self.mid {
             x = block.forward(&x, &cond);
         }
-        for ([a, b], double) in &self.up {
-            let skip = skips.pop().expect("one skip per level");
+        for (([a, b], double), skip) in self.up.iter().zip(skips.into_iter().rev()) {
             x = b.forward(&a.forward(&Tensor::cat(&[x, skip], 1), &cond), &cond);
             x = double.forward(&x);
         }
