@@ -61,6 +61,7 @@
 
 mod child;
 mod client;
+mod endpoint;
 mod images;
 mod messages;
 mod server;
@@ -71,6 +72,7 @@ pub mod protocol;
 
 pub use child::{ENV_BRIDGE, ENV_PARENT, OUTPUT_TAIL, SocketAt};
 pub use client::{BridgeConfig, BridgeEnv, Deadlines};
+pub use endpoint::Endpoint;
 pub use images::ImageReader;
 pub use server::serve;
 pub use session::Session;

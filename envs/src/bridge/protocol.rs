@@ -239,7 +239,10 @@ fn fields<const N: usize>(
 }
 
 /// Decodes a checked value; unknown map keys are ignored.
-pub(super) fn decode<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T, EnvError> {
+///
+/// # Errors
+/// [`EnvError::Protocol`] naming `what`.
+pub fn decode<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T, EnvError> {
     rmp_serde::from_slice(value).map_err(|e| malformed(format!("`{what}`: {e}")))
 }
 
@@ -329,15 +332,22 @@ impl From<EnvError> for WireError {
 }
 
 /// The outside of a request, as a child reads it.
-pub(super) struct Call<'a> {
-    pub(super) id: u64,
-    pub(super) op: String,
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// What the reply must carry.
+    pub id: u64,
+    /// What is asked for.
+    pub op: String,
     /// The whole map: each operation decodes its own keys from it.
-    pub(super) args: &'a [u8],
+    pub args: &'a [u8],
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn open(body: &'a [u8]) -> Result<Self, EnvError> {
+    /// Opens a body that [`check`] accepted.
+    ///
+    /// # Errors
+    /// [`EnvError::Protocol`] without `id` or `op`.
+    pub fn open(body: &'a [u8]) -> Result<Self, EnvError> {
         let [id, op] = fields(body, ["id", "op"])?;
         let (Some(id), Some(op)) = (id, op) else {
             return Err(malformed("a request holds `id` and `op`"));

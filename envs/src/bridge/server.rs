@@ -3,25 +3,21 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ndarray::Array2;
-use rustix::fs::{FileType, fstat};
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use serde::Serialize;
 use serde_bytes::ByteBuf;
 
-use super::child::{ENV_PARENT, open_images};
+use super::child::open_images;
+use super::endpoint::Endpoint;
 use super::images::ImageWriter;
 use super::messages::{
-    ErrReply, HelloHead, HelloReply, HelloRequest, OkReply, RenderReply, ResetCall, ResetReply,
-    StepCall, StepReply, WireInfo, WireObs, WireStep,
+    HelloHead, HelloReply, HelloRequest, RenderReply, ResetCall, ResetReply, StepCall, StepReply,
+    WireInfo, WireObs, WireStep,
 };
-use super::protocol::{Call, FrameBuffer, MAGIC, MAX_IMAGES, PROTO, WireError, decode, encode};
+use super::protocol::{Call, MAGIC, MAX_IMAGES, PROTO, decode};
 use crate::{ActionChunk, Env, EnvError, Info, Observation, PrivilegedLayout, Step};
 
 /// Serves one environment over the socket on standard input until the parent closes it; for programs started with
@@ -37,129 +33,75 @@ pub fn serve<B>(build: B) -> Result<(), EnvError>
 where
     B: FnOnce(serde_json::Value) -> Result<Box<dyn Env>, EnvError>,
 {
-    let lost = |e: std::io::Error| EnvError::Disconnected { detail: e.to_string() };
-    let armed = set_parent_process_death_signal(Some(Signal::KILL));
-    armed.map_err(std::io::Error::from).map_err(lost)?;
-    let parent = std::env::var(ENV_PARENT).ok().and_then(|pid| pid.parse::<i32>().ok());
-    let present = getppid().map(rustix::process::Pid::as_raw_pid);
-    if parent.is_some() && parent != present {
-        return Err(EnvError::Disconnected { detail: "the parent died first".to_owned() });
+    let socket = Endpoint::on_stdin()?;
+    let images = open_images().map_err(|e| EnvError::Disconnected { detail: e.to_string() })?;
+    run(socket, images, build)
+}
+
+fn run<B>(mut socket: Endpoint, images: File, build: B) -> Result<(), EnvError>
+where
+    B: FnOnce(serde_json::Value) -> Result<Box<dyn Env>, EnvError>,
+{
+    let Some(body) = socket.receive()? else { return Ok(()) };
+    let id = Call::open(&body)?.id;
+    let mut worker = match hello(&body, images, build) {
+        Ok((worker, hello)) => {
+            socket.reply(id, Ok(hello))?;
+            worker
+        }
+        Err(error) => return socket.reply::<()>(id, Err(error)),
+    };
+    while let Some(body) = socket.receive()? {
+        let call = Call::open(&body)?;
+        let id = call.id;
+        if call.op == "close" {
+            // The environment ends before the reply, so that the parent waits for its destructor.
+            drop(worker);
+            return socket.reply(id, Ok(rmpv::Value::Map(Vec::new())));
+        }
+        let answer = catch_unwind(AssertUnwindSafe(|| worker.answer(&call)))
+            .unwrap_or_else(|payload| Err(panicked(payload.as_ref())));
+        socket.reply(id, answer)?;
     }
-    let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(lost)?;
-    let is_socket =
-        fstat(&stdin).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket);
-    if !is_socket {
-        return Err(EnvError::Config {
-            detail: "standard input is no socket: this command is started by the program itself, as a worker"
-                .to_owned(),
+    Ok(())
+}
+
+fn hello<B>(body: &[u8], images: File, build: B) -> Result<(Worker, HelloReply), EnvError>
+where
+    B: FnOnce(serde_json::Value) -> Result<Box<dyn Env>, EnvError>,
+{
+    let head: HelloHead = decode("hello", body)?;
+    if head.magic.as_deref() != Some(MAGIC) || head.proto != Some(PROTO) {
+        return Err(EnvError::Handshake {
+            detail: format!(
+                "the parent speaks {:?} protocol {:?}, this worker speaks {MAGIC:?} protocol {PROTO}",
+                head.magic.unwrap_or_default(),
+                head.proto.unwrap_or_default()
+            ),
         });
     }
-    let images = open_images().map_err(lost)?;
-    Server { socket: UnixStream::from(stdin), inbox: FrameBuffer::default() }.run(images, build)
+    let hello: HelloRequest<serde_json::Value> = decode("hello", body)?;
+    let images = ImageWriter::new(images, MAX_IMAGES)
+        .map_err(|e| EnvError::Disconnected { detail: format!("shared memory: {e}") })?;
+    let env = catch_unwind(AssertUnwindSafe(|| build(hello.config)))
+        .unwrap_or_else(|payload| Err(panicked(payload.as_ref())))?;
+    let reply = HelloReply {
+        magic: MAGIC.to_owned(),
+        proto: PROTO,
+        adapter: "simloop".to_owned(),
+        adapter_version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        versions: env.spec().versions.clone(),
+        spec: env.spec().clone(),
+        shm_bytes: MAX_IMAGES,
+    };
+    let worker =
+        Worker { spec: reply.spec.clone(), env, images, layout: Arc::default(), told: false };
+    Ok((worker, reply))
 }
 
-struct Server {
-    socket: UnixStream,
-    inbox: FrameBuffer,
-}
-
-impl Server {
-    fn run<B>(mut self, images: File, build: B) -> Result<(), EnvError>
-    where
-        B: FnOnce(serde_json::Value) -> Result<Box<dyn Env>, EnvError>,
-    {
-        let Some(body) = self.receive()? else { return Ok(()) };
-        let id = Call::open(&body)?.id;
-        let mut worker = match Self::hello(&body, images, build) {
-            Ok((worker, hello)) => {
-                self.send(&OkReply { id, ok: hello })?;
-                worker
-            }
-            Err(error) => return self.send(&ErrReply { id, err: error.into() }),
-        };
-        while let Some(body) = self.receive()? {
-            let call = Call::open(&body)?;
-            let id = call.id;
-            if call.op == "close" {
-                // The environment ends before the reply, so that the parent waits for its destructor.
-                drop(worker);
-                return self.send(&OkReply { id, ok: rmpv::Value::Map(Vec::new()) });
-            }
-            let answer = catch_unwind(AssertUnwindSafe(|| worker.answer(&call)))
-                .unwrap_or_else(|payload| Err(panicked(payload.as_ref())));
-            let frame = match answer {
-                Ok(Answer::Reset(ok)) => encode(&OkReply { id, ok }),
-                Ok(Answer::Step(ok)) => encode(&OkReply { id, ok }),
-                Ok(Answer::Render(ok)) => encode(&OkReply { id, ok }),
-                Err(error) => Err(error),
-            };
-            let frame =
-                frame.or_else(|error| encode(&ErrReply { id, err: WireError::from(error) }))?;
-            self.write(&frame)?;
-        }
-        Ok(())
-    }
-
-    /// The next request's body; `None` at end of file.
-    fn receive(&mut self) -> Result<Option<Vec<u8>>, EnvError> {
-        loop {
-            if let Some(body) = self.inbox.next_body()? {
-                return Ok(Some(body.to_vec()));
-            }
-            match self.socket.read(self.inbox.space()) {
-                Ok(0) => return Ok(None),
-                Ok(n) => self.inbox.filled(n),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(e) => return Err(EnvError::Disconnected { detail: e.to_string() }),
-            }
-        }
-    }
-
-    fn send(&mut self, reply: &impl Serialize) -> Result<(), EnvError> {
-        let frame = encode(reply)?;
-        self.write(&frame)
-    }
-
-    fn write(&mut self, frame: &[u8]) -> Result<(), EnvError> {
-        self.socket.write_all(frame).map_err(|e| EnvError::Disconnected { detail: e.to_string() })
-    }
-
-    fn hello<B>(body: &[u8], images: File, build: B) -> Result<(Worker, HelloReply), EnvError>
-    where
-        B: FnOnce(serde_json::Value) -> Result<Box<dyn Env>, EnvError>,
-    {
-        let head: HelloHead = decode("hello", body)?;
-        if head.magic.as_deref() != Some(MAGIC) || head.proto != Some(PROTO) {
-            return Err(EnvError::Handshake {
-                detail: format!(
-                    "the parent speaks {:?} protocol {:?}, this worker speaks {MAGIC:?} protocol {PROTO}",
-                    head.magic.unwrap_or_default(),
-                    head.proto.unwrap_or_default()
-                ),
-            });
-        }
-        let hello: HelloRequest<serde_json::Value> = decode("hello", body)?;
-        let images = ImageWriter::new(images, MAX_IMAGES)
-            .map_err(|e| EnvError::Disconnected { detail: format!("shared memory: {e}") })?;
-        let env = catch_unwind(AssertUnwindSafe(|| build(hello.config)))
-            .unwrap_or_else(|payload| Err(panicked(payload.as_ref())))?;
-        let reply = HelloReply {
-            magic: MAGIC.to_owned(),
-            proto: PROTO,
-            adapter: "simloop".to_owned(),
-            adapter_version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            versions: env.spec().versions.clone(),
-            spec: env.spec().clone(),
-            shm_bytes: MAX_IMAGES,
-        };
-        let worker =
-            Worker { spec: reply.spec.clone(), env, images, layout: Arc::default(), told: false };
-        Ok((worker, reply))
-    }
-}
-
+#[derive(Serialize)]
+#[serde(untagged)]
 enum Answer {
     Reset(Box<ResetReply>),
     Step(StepReply),
