@@ -277,3 +277,27 @@ fn a_comparison_pairs_what_is_shared_and_refuses_other_rules() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused).contains("max_steps: 300 -> 50"), "{}", text(&refused));
 }
+
+#[test]
+fn with_two_targets_a_swapped_instruction_leads_to_the_wrong_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, swapped) = (dir.path().join("right"), dir.path().join("swapped"));
+    let two = ["--two-goals", "--policy", "scripted"];
+    digest(&bench(&right, &two).output().unwrap());
+    digest(&bench(&swapped, &[&two[..], &["--swap-instructions"]].concat()).output().unwrap());
+    let (a, b) = (recorded(&right), recorded(&swapped));
+    assert_eq!(a.iter().collect::<BTreeSet<_>>(), b.iter().collect::<BTreeSet<_>>());
+    assert_eq!(a.len(), 2 * EPISODES, "so many episodes of each task");
+    // Same seeds and rules, so the two runs are paired; the expert listens, so all is lost.
+    let compared = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .arg("compare")
+        .args([&right, &swapped])
+        .output()
+        .unwrap();
+    let words = text(&compared);
+    assert!(compared.status.success(), "{words}");
+    assert!(words.contains("48 shared episodes") && words.contains("0/48"), "{words}");
+    assert!(words.contains("p < 0.0001"), "{words}");
+    let one_target = bench(&dir.path().join("x"), &["--swap-instructions"]).output().unwrap();
+    assert_eq!(one_target.status.code(), Some(2), "{}", text(&one_target));
+}

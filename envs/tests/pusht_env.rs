@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
 use ndarray::ArrayView1;
-use simloop_envs::pusht::{CAMERA, PushtConfig, PushtEnv, PushtObs, PushtSeeding};
+use simloop_envs::pusht::{CAMERA, PushtConfig, PushtEnv, PushtGoals, PushtObs, PushtSeeding};
 use simloop_envs::{Env, EnvError, ResetOptions, Step};
 
 fn env(obs: PushtObs) -> PushtEnv {
@@ -153,4 +153,85 @@ fn people_see_a_picture_of_the_asked_size_with_the_last_target() {
         assert_eq!(after.slice(ndarray::s![at, at, ..]).to_vec(), [255, 0, 0]);
         assert_ne!(before.slice(ndarray::s![at, at, ..]).to_vec(), [255, 0, 0]);
     }
+}
+
+fn two_goals(obs: PushtObs) -> PushtEnv {
+    let config =
+        PushtConfig { obs, goals: PushtGoals::Two, privileged: true, ..PushtConfig::default() };
+    PushtEnv::new(config).unwrap()
+}
+
+fn task(name: &str, state: Option<Vec<f64>>) -> ResetOptions {
+    ResetOptions { task: Some(name.to_owned()), state, ..ResetOptions::default() }
+}
+
+#[test]
+fn of_two_targets_only_the_named_one_counts() {
+    let mut env = two_goals(PushtObs::State);
+    let [left, right] = PushtGoals::Two.all() else { panic!("two goals") };
+    for (at, other) in [(left, right), (right, left)] {
+        let pose = [at.pose.x, at.pose.y, at.pose.angle];
+        let there = [&[50.0, 450.0, 0.0, 0.0][..], &pose].concat();
+        for (asked, solved) in [(at, true), (other, false)] {
+            let (_, info) = env.reset(None, &task(asked.task, Some(there.clone()))).unwrap();
+            let goal = [asked.pose.x, asked.pose.y, asked.pose.angle];
+            assert_eq!(info.privileged.unwrap().array::<3>("goal_pose"), Some(goal));
+            let step = step(&mut env, [50.0, 450.0]);
+            assert_eq!((step.terminated, step.info.success), (solved, Some(solved)));
+            assert_eq!(step.reward, if solved { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+#[test]
+fn nothing_but_the_instruction_tells_which_target_counts() {
+    let mut env = two_goals(PushtObs::PixelsAgentPos);
+    let [left, right] = PushtGoals::Two.all() else { panic!("two goals") };
+    let (a, _) = env.reset(Some(5), &task(left.task, None)).unwrap();
+    let (b, _) = env.reset(Some(5), &task(right.task, None)).unwrap();
+    assert_eq!((&a.images, &a.proprio), (&b.images, &b.proprio));
+    assert_eq!((&*a.instruction, &*b.instruction), (left.instruction, right.instruction));
+    // A reset without a task keeps the present one.
+    let (c, _) = env.reset(Some(5), &ResetOptions::default()).unwrap();
+    assert_eq!(c, b);
+    let (first, _) = two_goals(PushtObs::State).reset(Some(5), &ResetOptions::default()).unwrap();
+    assert_eq!(&*first.instruction, left.instruction);
+}
+
+#[test]
+fn both_targets_are_painted_in_colours_of_their_own() {
+    let middle = |frame: &simloop_envs::Frame, goal: &simloop_envs::pusht::Goal| {
+        let [x, y] = goal.pose.transform([0.0, 60.0]).map(|v| (v * 96.0 / 512.0) as usize);
+        [0, 1, 2].map(|c| frame[[y, x, c]])
+    };
+    let aside = vec![480.0, 480.0, 0.0, 0.0, 256.0, 380.0, std::f64::consts::FRAC_PI_2];
+    let [left, right] = PushtGoals::Two.all() else { panic!("two goals") };
+    let (obs, _) =
+        two_goals(PushtObs::Pixels).reset(None, &task(left.task, Some(aside.clone()))).unwrap();
+    let picture = &obs.images[CAMERA];
+    assert_eq!(middle(picture, left), [144, 238, 144]);
+    assert_eq!(middle(picture, right), [255, 160, 122]);
+    let (obs, _) = env(PushtObs::Pixels).reset(None, &with_state(&aside)).unwrap();
+    let picture = &obs.images[CAMERA];
+    assert_eq!(middle(picture, right), [255; 3], "the standard picture has one target");
+}
+
+#[test]
+fn a_task_of_the_other_variant_is_refused_with_the_tasks_there_are() {
+    let refused = |env: &mut PushtEnv, name: &str| match env.reset(None, &task(name, None)) {
+        Err(EnvError::Config { detail }) => detail,
+        other => panic!("{other:?}"),
+    };
+    let detail = refused(&mut env(PushtObs::State), "pusht_two_goals/left");
+    assert!(detail.contains("choose `pusht`"), "{detail}");
+    let detail = refused(&mut two_goals(PushtObs::State), "pusht");
+    assert!(detail.contains("`pusht_two_goals/left` or `pusht_two_goals/right`"), "{detail}");
+    let (one, two) = (env(PushtObs::State), two_goals(PushtObs::State));
+    assert_eq!(
+        (one.spec().id.as_str(), two.spec().id.as_str()),
+        ("pusht/state-v1", "pusht_two_goals/state-v1")
+    );
+    assert!(
+        !one.spec().versions.contains_key("goals") && two.spec().versions.contains_key("goals")
+    );
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtObs, PushtSeeding};
+use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtGoals, PushtObs, PushtSeeding};
 
 use super::common::RunArgs;
 use super::finish;
@@ -41,6 +41,9 @@ pub(super) struct PushtEnvArgs {
     /// What the policy sees, by gym-pusht's names.
     #[arg(long, value_enum, default_value_t = Obs::State)]
     observation: Obs,
+    /// Two targets, a task each: the instruction names the one that counts.
+    #[arg(long)]
+    two_goals: bool,
     /// Whose rule turns a seed into an initial state.
     #[arg(long, value_enum, default_value_t = Resets::GymPusht)]
     resets: Resets,
@@ -64,6 +67,7 @@ impl PushtEnvArgs {
                 Obs::Pixels => PushtObs::Pixels,
                 Obs::PixelsAgentPos => PushtObs::PixelsAgentPos,
             },
+            goals: if self.two_goals { PushtGoals::Two } else { PushtGoals::One },
             seeding: match self.resets {
                 Resets::GymPusht => PushtSeeding::GymPusht,
                 Resets::DiffusionPolicy => PushtSeeding::DiffusionPolicy,
@@ -90,6 +94,7 @@ impl PushtEnvArgs {
             policy: policy.to_owned(),
             n_action_steps: None,
             workers,
+            swap_instructions: false,
         }
     }
 }
@@ -97,9 +102,12 @@ impl PushtEnvArgs {
 /// Benchmark a policy on PushT.
 #[derive(Debug, Args)]
 pub(super) struct PushtArgs {
-    /// How many episodes.
+    /// How many episodes (of each task).
     #[arg(long, default_value_t = 100, alias = "eval.n_episodes", value_parser = clap::value_parser!(u32).range(1..))]
     episodes: u32,
+    /// Tell the policy the other target's instruction; compare with a run without this to see whether it listens.
+    #[arg(long, requires = "two_goals")]
+    swap_instructions: bool,
     #[command(flatten)]
     env: PushtEnvArgs,
     #[command(flatten)]
@@ -111,5 +119,6 @@ pub(super) fn run(args: &PushtArgs) -> Result<ExitCode, BenchError> {
     let kind = args.run.worker_kind.unwrap_or(WorkerKind::Threads);
     let mut suite = args.env.suite(&args.run.policy, args.episodes, args.run.seed, kind);
     suite.n_action_steps = args.run.n_action_steps;
+    suite.swap_instructions = args.swap_instructions;
     finish::run_suite(suite.build()?, &args.run, kind)
 }

@@ -1,6 +1,7 @@
 //! What is run: the tasks, episodes, environments and policy of a suite.
 
 pub mod libero;
+pub mod presented;
 pub mod pusht;
 
 use std::collections::BTreeMap;

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use simloop_envs::bridge::{BridgeConfig, BridgeEnv, Deadlines};
-use simloop_envs::pusht::{INSTRUCTION, PushtConfig, PushtEnv};
+use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtGoals};
 use simloop_envs::wrappers::TimeLimit;
 use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, ResetOptions};
 use simloop_policies::scripted::PushtExpert;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
+use super::presented::Presented;
 use super::{SuiteRun, episode, fingerprint};
 use crate::BenchError;
 use crate::ledger::{ProtocolLine, TaskEntry};
 use crate::runner::WorkerKind;
 
-/// The suite's and its only task's name.
-pub const PUSHT: &str = "pusht";
+/// What a worker process is told to build.
+const PUSHT: &str = "pusht";
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub struct PushtSuite {
     pub env: PushtConfig,
     /// Steps after which an episode is truncated.
     pub max_steps: u32,
-    /// Episodes.
+    /// Episodes of each task.
     pub episodes: u32,
     /// The run's seed.
     pub seed: u64,
@@ -34,6 +35,8 @@ pub struct PushtSuite {
     pub n_action_steps: Option<usize>,
     /// Where environments live.
     pub workers: WorkerKind,
+    /// Tell the policy to go to the other of two targets than the one that counts.
+    pub swap_instructions: bool,
 }
 
 impl PushtSuite {
@@ -45,12 +48,17 @@ impl PushtSuite {
         let space = PushtEnv::new(self.env.clone())?.spec().action.clone();
         let policy: Box<dyn Policy> = match self.policy.as_str() {
             "scripted" => {
-                // The middle of the arena: where the goal is, for a state the expert has no opinion on.
+                // The middle of the arena, for a state the expert has no opinion on.
                 let hold = ActionChunk::single(&[256.0, 256.0])?;
                 Box::new(ExpertPolicy::new("scripted", hold, || Box::new(PushtExpert::new())))
             }
             "random" => Box::new(RandomPolicy::new(space, 1)),
             other => return Err(super::no_such_policy(other)),
+        };
+        let (policy, label) = if self.swap_instructions {
+            (swapped(policy, self.env.goals)?, format!("{} (swapped instructions)", self.policy))
+        } else {
+            (policy, self.policy)
         };
         let needs = policy.needs();
         self.env.privileged |= needs.privileged;
@@ -60,7 +68,9 @@ impl PushtSuite {
             convention.check_matches(&spec.convention)?;
         }
         let config = self.env.clone();
-        let protocol_lines = vec![
+        let goals = config.goals.all();
+        let suite = config.goals.env_name();
+        let mut protocol_lines = vec![
             line("observation", &config.obs.name(), "gym-pusht obs_type"),
             line("max_steps", &self.max_steps, "gym-pusht 0.1.8 registration: 300"),
             line("success", &"coverage > 0.95 at any step", "gym-pusht 0.1.8 PushTEnv.step"),
@@ -72,19 +82,37 @@ impl PushtSuite {
                 "the policy",
             ),
         ];
-        let episodes = (0..self.episodes)
-            .map(|trial| episode(self.seed, PUSHT, PUSHT, trial, ResetOptions::default()))
+        if config.goals == PushtGoals::Two {
+            protocol_lines.push(line(
+                "goals",
+                &"two; the instruction names the one that counts",
+                "simloop, envs/src/pusht/goals.rs",
+            ));
+        }
+        let episodes = goals
+            .iter()
+            .flat_map(|goal| {
+                // A lone task needs no name, and its requests stay as they always were.
+                let task = (goals.len() > 1).then(|| goal.task.to_owned());
+                let options = ResetOptions { task, ..ResetOptions::default() };
+                (0..self.episodes)
+                    .map(move |trial| episode(self.seed, suite, goal.task, trial, options.clone()))
+            })
             .collect();
+        let tasks = goals.iter().zip(0..).map(|(goal, id)| TaskEntry {
+            key: goal.task.to_owned(),
+            id,
+            instruction: goal.instruction.to_owned(),
+        });
         Ok(SuiteRun {
-            suite: PUSHT.to_owned(),
+            suite: suite.to_owned(),
             seed: self.seed,
-            protocol: "gym_pusht-v1".to_owned(),
+            protocol: match config.goals {
+                PushtGoals::One => "gym_pusht-v1".to_owned(),
+                PushtGoals::Two => "pusht_two_goals-v1".to_owned(),
+            },
             protocol_lines,
-            tasks: vec![TaskEntry {
-                key: PUSHT.to_owned(),
-                id: 0,
-                instruction: INSTRUCTION.to_owned(),
-            }],
+            tasks: tasks.collect(),
             episodes,
             trials: (0, self.episodes),
             factory: match self.workers {
@@ -96,10 +124,22 @@ impl PushtSuite {
             frames: needs.frames(),
             n_action_steps: self.n_action_steps,
             fingerprint: fingerprint(&spec),
-            policy_label: self.policy,
+            policy_label: label,
             policy,
         })
     }
+}
+
+/// The policy, told of every target that it is the other one.
+fn swapped(policy: Box<dyn Policy>, goals: PushtGoals) -> Result<Box<dyn Policy>, BenchError> {
+    let [a, b] = goals.all() else {
+        return Err(BenchError::usage(
+            "swap instructions: there is one target and one instruction; add --two-goals",
+        ));
+    };
+    let words = [(a, b), (b, a)]
+        .map(|(counts, told)| (counts.instruction.to_owned(), Arc::from(told.instruction)));
+    Ok(Box::new(Presented::reworded(policy, words.into())))
 }
 
 fn line(name: &str, value: &dyn ToString, source: &str) -> ProtocolLine {

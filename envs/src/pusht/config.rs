@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::goals::PushtGoals;
+
 /// What a policy sees, by gym-pusht's names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,6 +53,8 @@ pub enum PushtSeeding {
 pub struct PushtConfig {
     /// What a policy sees.
     pub obs: PushtObs,
+    /// Which targets there are.
+    pub goals: PushtGoals,
     /// Whose seeds.
     pub seeding: PushtSeeding,
     /// Side of the observed image, px.
@@ -65,6 +69,7 @@ impl Default for PushtConfig {
     fn default() -> Self {
         Self {
             obs: PushtObs::State,
+            goals: PushtGoals::One,
             seeding: PushtSeeding::GymPusht,
             image_size: 96,   // gym-pusht `observation_width`
             render_size: 512, // gym-pusht's canvas before it is scaled

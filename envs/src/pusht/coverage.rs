@@ -5,20 +5,25 @@ use super::geometry::{BLOCK_AREA, GOAL, Point, Pose};
 /// Coverage above which an episode is solved, strictly (gym-pusht `success_threshold`).
 pub const SUCCESS_COVERAGE: f64 = 0.95;
 
-/// `area(goal ∩ block) / area(goal)`, in `[0, 1]`, with the goal at [`GOAL`].
+/// [`coverage_of`] gym-pusht's own goal, [`GOAL`].
+pub fn coverage(block: &Pose) -> f64 {
+    coverage_of(&GOAL, block)
+}
+
+/// `area(goal ∩ block) / area(goal)`, in `[0, 1]`.
 ///
 /// Both are unions of two rectangles that share no area, so the intersection is the sum over the four pairs of
 /// rectangles of a convex-convex clip (Sutherland and Hodgman 1974), exact up to rounding. The original asks shapely
 /// for the same number.
-pub fn coverage(block: &Pose) -> f64 {
+pub fn coverage_of(goal: &Pose, block: &Pose) -> f64 {
     // No overlap is possible beyond the sum of the two circumscribed radii about (0, 60) of the body frame.
     let centre = |pose: &Pose| pose.transform([0.0, 60.0]);
-    let (c, g) = (centre(block), centre(&GOAL));
+    let (c, g) = (centre(block), centre(goal));
     let (dx, dy) = (c[0] - g[0], c[1] - g[1]);
     if dx * dx + dy * dy > (2.0 * RADIUS) * (2.0 * RADIUS) {
         return 0.0;
     }
-    let goal = GOAL.rectangles();
+    let goal = goal.rectangles();
     let rectangles = block.rectangles();
     let mut area = 0.0;
     for subject in &rectangles {

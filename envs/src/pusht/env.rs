@@ -6,8 +6,9 @@ use std::sync::Arc;
 use ndarray::{ArcArray1, Array1, ArrayView1};
 
 use super::config::{PushtConfig, PushtObs, PushtSeeding};
-use super::coverage::{SUCCESS_COVERAGE, coverage, reward};
-use super::geometry::{ARENA_SIZE, GOAL, Point, Pose, wrap_angle};
+use super::coverage::{SUCCESS_COVERAGE, coverage_of, reward};
+use super::geometry::{ARENA_SIZE, Point, Pose, wrap_angle};
+use super::goals::{Goal, PushtGoals};
 use super::numpy::Pcg64;
 use super::render::Painter;
 use super::reset::InitialState;
@@ -24,16 +25,14 @@ pub const CAMERA: &str = "pixels";
 /// [`TimeLimit`](crate::wrappers::TimeLimit).
 pub const MAX_EPISODE_STEPS: u32 = 300; // gym_pusht/__init__.py
 
-/// What a policy is told.
-pub const INSTRUCTION: &str = "Push the T-shaped block onto the T-shaped target."; // LeRobot's `pusht` data set
-
 /// PushT behind the contract; see the [module](super) for what it simulates.
 ///
 /// # Action space
 /// `[2]`: target position of the agent, px, in `[0, 512]`. Targets outside are followed too, as in gym-pusht.
 ///
 /// # Reset options
-/// `state` with five numbers is gym-pusht's `reset_to_state`: agent, block, angle, subject to the same placement rule as
+/// `task` names the target that counts from now on: `pusht`, or `pusht_two_goals/left` and `…/right` with
+/// [`PushtGoals::Two`]. `state` with five numbers is gym-pusht's `reset_to_state`: agent, block, angle, subject to the same placement rule as
 /// drawn states. With seven numbers it is an exact state: agent, agent's velocity, block's true origin and angle.
 pub struct PushtEnv {
     config: PushtConfig,
@@ -41,6 +40,7 @@ pub struct PushtEnv {
     scene: Option<Scene>,
     seeds: Seeds,
     last_action: Option<Point>,
+    goal: &'static Goal,
     instruction: Arc<str>,
     layout: Arc<PrivilegedLayout>,
     eye: Option<Painter>,
@@ -82,14 +82,17 @@ impl PushtEnv {
                 });
             }
         }
+        let goals = config.goals.all();
+        let goal = &goals[0];
         Ok(Self {
             spec: spec(&config),
             scene: None,
             seeds: Seeds::new(config.seeding, 0),
             last_action: None,
-            instruction: Arc::from(INSTRUCTION),
+            goal,
+            instruction: Arc::from(goal.instruction),
             layout: Arc::new(privileged_layout()),
-            eye: config.obs.has_image().then(|| Painter::new(config.image_size)),
+            eye: config.obs.has_image().then(|| Painter::new(config.image_size, goals)),
             view: None,
             config,
         })
@@ -103,6 +106,25 @@ impl PushtEnv {
     /// The present state; `None` before the first reset.
     pub fn state(&self) -> Option<&SceneState> {
         self.scene().map(Scene::state)
+    }
+
+    /// The target that counts.
+    pub fn goal(&self) -> &'static Goal {
+        self.goal
+    }
+
+    fn goal_of(&self, task: &str) -> Result<&'static Goal, EnvError> {
+        let goals = self.config.goals.all();
+        goals.iter().find(|goal| goal.task == task).ok_or_else(|| {
+            let tasks: Vec<_> = goals.iter().map(|goal| format!("`{}`", goal.task)).collect();
+            EnvError::Config {
+                detail: format!(
+                    "{} has no task `{task}`; choose {}",
+                    self.config.goals.env_name(),
+                    tasks.join(" or ")
+                ),
+            }
+        })
     }
 
     fn observe(&mut self, state: &SceneState, frames: bool) -> Observation {
@@ -124,6 +146,7 @@ impl PushtEnv {
 
     fn privileged(&self, state: &SceneState) -> Privileged {
         let SceneState { agent, agent_velocity: v, block } = state;
+        let goal = &self.goal.pose;
         let values = [
             agent[0],
             agent[1],
@@ -132,9 +155,9 @@ impl PushtEnv {
             block.x,
             block.y,
             block.angle,
-            GOAL.x,
-            GOAL.y,
-            GOAL.angle,
+            goal.x,
+            goal.y,
+            goal.angle,
         ];
         Privileged::new(Arc::clone(&self.layout), Arc::from(values))
             .expect("the layout has the ten numbers above")
@@ -151,11 +174,7 @@ impl Env for PushtEnv {
         seed: Option<u64>,
         options: &ResetOptions,
     ) -> Result<(Observation, Info), EnvError> {
-        if let Some(task) = options.task.as_deref().filter(|&task| task != "pusht") {
-            return Err(EnvError::Config {
-                detail: format!("pusht has no task `{task}`; its only task is `pusht`"),
-            });
-        }
+        let goal = options.task.as_deref().map(|task| self.goal_of(task)).transpose()?;
         if let Some(index) = options.init_state {
             return Err(EnvError::Config {
                 detail: format!(
@@ -164,13 +183,17 @@ impl Env for PushtEnv {
             });
         }
         let given = options.state.as_deref().map(given_state).transpose()?;
+        if let Some(goal) = goal.filter(|&goal| goal != self.goal) {
+            self.goal = goal;
+            self.instruction = Arc::from(goal.instruction);
+        }
         if let Some(seed) = seed {
             self.seeds = Seeds::new(self.config.seeding, seed);
         }
         let state = given.unwrap_or_else(|| self.seeds.draw().placed());
         self.scene = Some(Scene::new(state));
         self.last_action = None;
-        let info = self.info(&state, coverage(&state.block));
+        let info = self.info(&state, coverage_of(&self.goal.pose, &state.block));
         // gym-pusht reports no success at a reset, whatever the coverage.
         let info = Info { success: Some(false), ..info };
         Ok((self.observe(&state, true), info))
@@ -183,7 +206,7 @@ impl Env for PushtEnv {
         scene.control_step(target);
         let state = *scene.state();
         self.last_action = Some(target);
-        let covered = coverage(&state.block);
+        let covered = coverage_of(&self.goal.pose, &state.block);
         Ok(Step {
             obs: self.observe(&state, frames),
             reward: reward(covered) as f32,
@@ -198,7 +221,9 @@ impl Env for PushtEnv {
         let Some(scene) = &self.scene else {
             return Err(EnvError::NeedsReset { since: "construction" });
         };
-        let view = self.view.get_or_insert_with(|| Painter::new(self.config.render_size));
+        let view = self
+            .view
+            .get_or_insert_with(|| Painter::new(self.config.render_size, self.config.goals.all()));
         Ok(Some(view.paint_with_target(scene.state(), self.last_action)))
     }
 }
@@ -273,8 +298,16 @@ fn spec(config: &PushtConfig) -> EnvSpec {
         PushtSeeding::GymPusht => "gym-pusht 0.1.8",
         PushtSeeding::DiffusionPolicy => "diffusion_policy 5ba07ac",
     };
+    let goals = (config.goals != PushtGoals::One).then(|| {
+        let poses = config
+            .goals
+            .all()
+            .iter()
+            .map(|Goal { pose: p, .. }| format!("({}, {}, {:.4})", p.x, p.y, p.angle));
+        ("goals", poses.collect::<Vec<_>>().join(", "))
+    });
     EnvSpec {
-        id: format!("pusht/{}-v1", config.obs.name()),
+        id: format!("{}/{}-v1", config.goals.env_name(), config.obs.name()),
         observation: ObservationSpace {
             images: config
                 .obs
@@ -293,11 +326,15 @@ fn spec(config: &PushtConfig) -> EnvSpec {
         control_hz: 1.0 / (DT * SUB_STEPS as f64),
         max_episode_steps: None,
         wrappers: Vec::new(),
-        versions: BTreeMap::from([
-            ("rapier3d".to_owned(), rapier3d::VERSION.to_owned()),
-            ("behaviour".to_owned(), "gym-pusht 0.1.8".to_owned()),
-            ("reset_states".to_owned(), seeding.to_owned()),
-        ]),
+        versions: [
+            ("rapier3d", rapier3d::VERSION.to_owned()),
+            ("behaviour", "gym-pusht 0.1.8".to_owned()),
+            ("reset_states", seeding.to_owned()),
+        ]
+        .into_iter()
+        .chain(goals)
+        .map(|(name, version)| (name.to_owned(), version))
+        .collect(),
     }
 }
 
@@ -319,6 +356,16 @@ mod tests {
                     let breaches = check_env(&mut env, &options).unwrap();
                     assert_eq!(breaches, Vec::<String>::new(), "{obs:?} {seeding:?}");
                 }
+            }
+        }
+        for obs in [State, PixelsAgentPos] {
+            let config = PushtConfig { obs, goals: PushtGoals::Two, ..PushtConfig::default() };
+            for goal in PushtGoals::Two.all() {
+                let mut env = PushtEnv::new(config.clone()).unwrap();
+                let options =
+                    ResetOptions { task: Some(goal.task.to_owned()), ..ResetOptions::default() };
+                let breaches = check_env(&mut env, &options).unwrap();
+                assert_eq!(breaches, Vec::<String>::new(), "{obs:?} {}", goal.task);
             }
         }
         let env = PushtEnv::new(PushtConfig { obs: Pixels, ..PushtConfig::default() }).unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use ndarray::{Array1, Array4, Axis};
 use ndarray_npy::NpzReader;
 
+use super::goals::PushtGoals;
 use super::recording::Recording;
 use super::render::Painter;
 use super::replay::FrameReport;
@@ -43,7 +44,7 @@ pub(super) fn compare(path: &Path, recording: &Recording) -> Result<FrameReport,
         }
         let painter = match &mut painter {
             Some(painter) if painter.size() == height => painter,
-            slot => slot.insert(Painter::new(height as u32)),
+            slot => slot.insert(Painter::new(height as u32, PushtGoals::One.all())),
         };
         for (frame, &t) in frames.axis_iter(Axis(0)).zip(&index) {
             let step = usize::try_from(t).ok().filter(|&t| t <= case.len()).ok_or_else(|| {

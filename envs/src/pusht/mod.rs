@@ -9,6 +9,11 @@
 //! Reward is `clip(coverage / 0.95, 0, 1)` at every step; an episode is solved and terminates when coverage exceeds
 //! 0.95; [`coverage`](fn@coverage) is the share of the goal T under the block.
 //!
+//! # Two goals
+//! Not of gym-pusht: with [`PushtGoals::Two`] there are a left and a right target, both painted. The task
+//! (`pusht_two_goals/left`, `pusht_two_goals/right`) chooses the one that coverage, reward and success count, and only
+//! the instruction tells a policy which.
+//!
 //! # Fidelity
 //! `bench replay pusht` on 14 recorded gym-pusht episodes (742 steps with contact); errors are means over the eight
 //! keypoints, px:
@@ -32,6 +37,7 @@ mod coverage;
 mod env;
 mod frames;
 mod geometry;
+mod goals;
 mod numpy;
 mod raster;
 mod recording;
@@ -41,12 +47,13 @@ mod reset;
 mod scene;
 
 pub use config::{PushtConfig, PushtObs, PushtSeeding};
-pub use coverage::{SUCCESS_COVERAGE, coverage, reward};
-pub use env::{CAMERA, INSTRUCTION, MAX_EPISODE_STEPS, PushtEnv};
+pub use coverage::{SUCCESS_COVERAGE, coverage, coverage_of, reward};
+pub use env::{CAMERA, MAX_EPISODE_STEPS, PushtEnv};
 pub use geometry::{
     AGENT_RADIUS, ARENA_SIZE, BLOCK_AREA, CENTRE_OF_GRAVITY, GOAL, Point, Pose, RECTANGLES,
     WALL_MAX, WALL_MIN, sin_cos, wrap_angle,
 };
+pub use goals::{Goal, INSTRUCTION, PushtGoals};
 pub use recording::{RecordedCase, Recording};
 pub use replay::{
     CaseReport, ErrorSummary, FrameReport, GroupReport, ReplayReport, replay, replay_file, rerun,

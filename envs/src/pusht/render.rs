@@ -5,7 +5,8 @@
 
 use ndarray::Array3;
 
-use super::geometry::{AGENT_RADIUS, ARENA_SIZE, GOAL, Point};
+use super::geometry::{AGENT_RADIUS, ARENA_SIZE, Point};
+use super::goals::Goal;
 use super::raster::{CANVAS, Disc, Grid, Pixel, Raster};
 use super::scene::SceneState;
 use crate::Frame;
@@ -19,9 +20,11 @@ const AGENT_EDGE: u8 = 4;
 const AGENT_CORE: u8 = 5;
 const WALL: u8 = 6;
 const MARK: u8 = 7;
+const GOAL_SALMON: u8 = 8;
 
 /// The colours of gym-pusht (CSS names); a face is its edge colour times 1.2, at most 255.
-const PALETTE: [[u8; 3]; 8] = [
+/// Sixteen, so that a masked index is always inside.
+const PALETTE: [[u8; 3]; 16] = [
     [255, 255, 255],
     [144, 238, 144], // LightGreen
     [143, 163, 184], // lighter LightSlateGray
@@ -30,7 +33,17 @@ const PALETTE: [[u8; 3]; 8] = [
     [78, 126, 255],  // lighter RoyalBlue
     [211, 211, 211], // LightGray
     [231, 76, 60],   // pymunk's collision point colour
+    [255, 160, 122], // LightSalmon: ours, for a second goal
+    [0; 3],
+    [0; 3],
+    [0; 3],
+    [0; 3],
+    [0; 3],
+    [0; 3],
+    [0; 3],
 ];
+/// The colours of an environment's goals, in their order.
+const GOAL_COLOURS: [u8; 2] = [GOAL_GREEN, GOAL_SALMON];
 /// The cross at the last action.
 const RED: [u8; 3] = [255, 0, 0];
 
@@ -62,13 +75,15 @@ pub(super) struct Painter {
 }
 
 impl Painter {
-    /// A painter of `size` x `size` frames, `size >= 1`.
-    pub(super) fn new(size: u32) -> Self {
+    /// A painter of `size` x `size` frames, `size >= 1`, with all `goals` painted.
+    pub(super) fn new(size: u32, goals: &[Goal]) -> Self {
         let size = size as usize;
         let (grid, taps) = sampling(size);
         let mut background = Raster::new(grid, WHITE);
-        for corners in GOAL.rectangles() {
-            background.polygon(&closed(corners.map(pixel)), GOAL_GREEN);
+        for (goal, colour) in goals.iter().zip(GOAL_COLOURS) {
+            for corners in goal.pose.rectangles() {
+                background.polygon(&closed(corners.map(pixel)), colour);
+            }
         }
         for [a, b] in WALLS {
             background.fat_segment(a, b, WALL);
@@ -188,7 +203,7 @@ impl Painter {
             for (rgb, tap) in row.chunks_exact_mut(3).zip(&self.taps[columns.clone()]) {
                 let [left, right] = tap.lines;
                 let indices = [upper[left], upper[right], lower[left], lower[right]];
-                let colours = indices.map(|i| &PALETTE[usize::from(i & 7)]);
+                let colours = indices.map(|i| &PALETTE[usize::from(i & 15)]);
                 if indices[1..].iter().all(|&i| i == indices[0]) {
                     rgb.copy_from_slice(colours[0]);
                     continue;

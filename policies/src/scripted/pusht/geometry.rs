@@ -50,15 +50,10 @@ impl Pose {
         pose
     }
 
-    /// Where the task wants the block.
-    pub(super) fn goal() -> Self {
-        Self::from_origin([env::GOAL.x, env::GOAL.y, env::GOAL.angle])
-    }
-
     /// Share of the goal that the block covers.
-    pub(super) fn coverage(&self) -> f64 {
+    pub(super) fn coverage(&self, goal: &env::Pose) -> f64 {
         let origin = self.cog - self.rotate(COG);
-        env::coverage(&env::Pose { x: origin.x, y: origin.y, angle: self.angle_rad })
+        env::coverage_of(goal, &env::Pose { x: origin.x, y: origin.y, angle: self.angle_rad })
     }
 
     /// A body-frame vector in the world.
@@ -205,7 +200,7 @@ mod tests {
     fn angles_wrap_to_the_nearest_turn() {
         assert!((wrap(PI + 0.1) - (0.1 - PI)).abs() < 1e-12);
         assert!((wrap(-5.0 * PI + 0.1) - (0.1 - PI)).abs() < 1e-12);
-        let goal = Pose::goal();
+        let goal = Pose::from_origin([256.0, 256.0, PI / 4.0]);
         let turned = goal.moved(Vec2::zeros(), 2.0 * PI, Vec2::new(1.0, 0.0));
         assert!(turned.squared_distance(&goal, 45.0) < 1e-18);
     }

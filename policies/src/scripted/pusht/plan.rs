@@ -1,6 +1,6 @@
 //! Which pushes bring the block home soonest: a beam search over a few pushes and the walks between them.
 
-use simloop_envs::pusht::SUCCESS_COVERAGE;
+use simloop_envs::pusht::{self as env, SUCCESS_COVERAGE};
 
 use super::geometry::{Pose, Vec2};
 use super::push::{Contact, Motion, N_EDGES, contacts};
@@ -92,9 +92,29 @@ struct Child {
     bound: f64,
 }
 
-/// Where a search starts: the block's pose and what the agent has to walk to each contact, s.
+/// Where the block has to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Target {
+    /// By the centre of gravity.
+    pose: Pose,
+    origin: env::Pose,
+}
+
+impl Target {
+    pub(super) fn new(goal: env::Pose) -> Self {
+        Self { pose: Pose::from_origin([goal.x, goal.y, goal.angle]), origin: goal }
+    }
+
+    /// Whether a block at `pose` counts as home.
+    pub(super) fn is_solved(&self, pose: &Pose) -> bool {
+        pose.coverage(&self.origin) > SUCCESS_COVERAGE
+    }
+}
+
+/// Where a search starts and leads: the block's pose, what the agent has to walk to each contact, s, and the target.
 pub(super) struct Start {
     pose: Pose,
+    target: Target,
     walk_secs: Vec<f64>,
 }
 
@@ -106,7 +126,6 @@ pub(super) struct Planner {
     /// Walk from every contact to every other, px.
     walks: Vec<Vec<f64>>,
     roadmap: Roadmap,
-    goal: Pose,
 }
 
 impl Planner {
@@ -121,7 +140,7 @@ impl Planner {
                 contacts.iter().map(|to| ways.length(to.agent(GAP))).collect()
             })
             .collect();
-        Self { contacts, motions, walks, roadmap, goal: Pose::goal() }
+        Self { contacts, motions, walks, roadmap }
     }
 
     /// The ways of an agent (world position) round the block.
@@ -130,17 +149,17 @@ impl Planner {
     }
 
     /// A state to plan from.
-    pub(super) fn start(&self, agent: Vec2, pose: &Pose) -> Start {
+    pub(super) fn start(&self, agent: Vec2, pose: &Pose, target: Target) -> Start {
         let ways = self.ways(agent, pose);
         let walk_secs =
             self.contacts.iter().map(|c| walk_secs(ways.length(c.agent(GAP)))).collect();
-        Start { pose: *pose, walk_secs }
+        Start { pose: *pose, target, walk_secs }
     }
 
     /// The guess of the time still needed with the coverage looked at, s.
-    fn remaining_secs_at(&self, pose: &Pose) -> f64 {
-        let distance = pose.squared_distance(&self.goal, LEVER).sqrt();
-        if distance < NEAR && pose.coverage() > SOLVED {
+    fn remaining_secs_at(target: &Target, pose: &Pose) -> f64 {
+        let distance = pose.squared_distance(&target.pose, LEVER).sqrt();
+        if distance < NEAR && pose.coverage(&target.origin) > SOLVED {
             return 0.0;
         }
         UNSOLVED_SECS + remaining_secs(distance)
@@ -158,7 +177,7 @@ impl Planner {
                 for contact in 0..self.contacts.len() {
                     let secs = node.secs + self.approach_secs(start, node, contact) + PUSH_SECS;
                     if secs < limit {
-                        self.expand(parent, node, contact, secs, &mut children);
+                        self.expand(parent, node, contact, secs, &start.target, &mut children);
                     }
                 }
             }
@@ -175,7 +194,8 @@ impl Planner {
                 if *kept >= PER_EDGE {
                     continue;
                 }
-                let Some(node) = self.visit(parent, usable[child.parent], &child) else {
+                let usable = usable[child.parent];
+                let Some(node) = self.visit(&start.target, parent, usable, &child) else {
                     continue;
                 };
                 if best.as_ref().is_none_or(|b| node.bound < b.secs) {
@@ -234,7 +254,7 @@ impl Planner {
                 + PUSH_SECS
                 + motion.travel / PUSH_SPEED;
             let child = Child { parent: 0, contact: push.contact, motion, secs, bound: secs };
-            node = self.visit(&node, self.roadmap.usable(&node.pose), &child)?;
+            node = self.visit(&start.target, &node, self.roadmap.usable(&node.pose), &child)?;
         }
         (!node.pushes.is_empty()).then_some(Plan { pushes: node.pushes, secs: node.bound })
     }
@@ -255,10 +275,11 @@ impl Planner {
         node: &Node,
         contact: usize,
         start_secs: f64,
+        target: &Target,
         children: &mut Vec<Child>,
     ) {
         let motions = &self.motions[contact];
-        let squared = motions.map(|m| m.apply(&node.pose).squared_distance(&self.goal, LEVER));
+        let squared = motions.map(|m| m.apply(&node.pose).squared_distance(&target.pose, LEVER));
         let child = |motion: &Motion, squared: f64| {
             let secs = start_secs + motion.travel / PUSH_SPEED;
             let bound = secs + remaining_secs(squared.sqrt());
@@ -276,18 +297,24 @@ impl Planner {
         children.extend(top.into_iter().flatten());
         let i = least(&squared);
         if squared[i] < AIMED * AIMED {
-            let here = node.pose.squared_distance(&self.goal, LEVER);
+            let here = node.pose.squared_distance(&target.pose, LEVER);
             let motion = self.contacts[contact].motion(vertex(i, &squared, here));
             if motion.travel > DONE {
                 let pose = motion.apply(&node.pose);
-                children.push(child(&motion, pose.squared_distance(&self.goal, LEVER)));
+                children.push(child(&motion, pose.squared_distance(&target.pose, LEVER)));
             }
         }
     }
 
     /// What the expansion ignored: that walls hold the block, that the agent stays in the arena, and the coverage.
     /// `None` when the push cannot be made.
-    fn visit(&self, parent: &Node, usable: [bool; N_NODES], child: &Child) -> Option<Node> {
+    fn visit(
+        &self,
+        target: &Target,
+        parent: &Node,
+        usable: [bool; N_NODES],
+        child: &Child,
+    ) -> Option<Node> {
         let contact = &self.contacts[child.contact];
         let stand = contact.agent(1.0);
         if !in_arena(parent.pose.world_from_body(stand)) {
@@ -308,7 +335,7 @@ impl Planner {
             let length = self.roadmap.from(from, usable).length(contact.agent(GAP));
             secs += walk_secs(length) - walk_secs(self.walks[last.contact][child.contact]);
         }
-        let bound = secs + self.remaining_secs_at(&pose);
+        let bound = secs + Self::remaining_secs_at(target, &pose);
         let mut pushes = parent.pushes.clone();
         pushes.push(Push { contact: child.contact, travel: child.motion.travel, after: pose });
         bound.is_finite().then_some(Node { pose, secs, bound, pushes })
@@ -352,6 +379,10 @@ fn vertex(i: usize, squared: &[f64; TRAVELS.len()], here: f64) -> f64 {
 mod tests {
     use super::*;
 
+    fn home() -> Target {
+        Target::new(env::GOAL)
+    }
+
     #[test]
     fn the_vertex_of_a_parabola_is_found_between_uneven_samples() {
         let squared = TRAVELS.map(|t| 3.0 + 2.0 * (t - 29.0).powi(2));
@@ -370,15 +401,14 @@ mod tests {
     fn a_block_one_push_away_is_solved_by_that_push() {
         let planner = Planner::new();
         // Twenty pixels along the stem from the goal: the middle of the bar's outer edge pushes it home.
-        let goal = Pose::goal();
-        let pose = goal.moved(Vec2::new(0.0, -20.0), 0.0, Vec2::new(1.0, 0.0));
+        let pose = home().pose.moved(Vec2::new(0.0, -20.0), 0.0, Vec2::new(1.0, 0.0));
         let agent = pose.world_from_body(Vec2::new(5.0, -18.0));
-        let plan = planner.plan(&planner.start(agent, &pose)).expect("the block is free");
+        let plan = planner.plan(&planner.start(agent, &pose, home())).expect("the block is free");
         assert_eq!(plan.pushes.len(), 1);
         let contact = planner.contacts[plan.pushes[0].contact];
         assert!(contact.edge == 0 && contact.point.x.abs() < 8.0, "{contact:?}");
         assert!((plan.pushes[0].travel - 20.0).abs() < 3.0);
-        assert!(plan.pushes[0].after.coverage() > SUCCESS_COVERAGE);
+        assert!(plan.pushes[0].after.coverage(&home().origin) > SUCCESS_COVERAGE);
         assert!(plan.secs < 1.0, "it arrives, so no guess is added: {}", plan.secs);
     }
 
@@ -387,18 +417,19 @@ mod tests {
         let planner = Planner::new();
         let pose = Pose::from_origin([150.0, 350.0, -2.0]);
         let plan = planner
-            .plan(&planner.start(Vec2::new(300.0, 100.0), &pose))
+            .plan(&planner.start(Vec2::new(300.0, 100.0), &pose, home()))
             .expect("the block is free");
         let first = plan.pushes[0];
         let contact = planner.contacts[first.contact];
         let half = contact.motion(first.travel / 2.0).apply(&pose);
-        let start = planner.start(half.world_from_body(contact.agent(0.0)), &half);
+        let start = planner.start(half.world_from_body(contact.agent(0.0)), &half, home());
         let rest = planner.follow(&plan, &start).expect("half of the push is left");
         assert_eq!(rest.pushes.len(), plan.pushes.len());
         assert!((rest.pushes[0].travel - first.travel / 2.0).abs() < 1.0);
         assert!(rest.secs < plan.secs);
         // At its end it is done, and the next one comes first.
-        let start = planner.start(first.after.world_from_body(contact.agent(0.0)), &first.after);
+        let start =
+            planner.start(first.after.world_from_body(contact.agent(0.0)), &first.after, home());
         let rest = planner.follow(&plan, &start);
         assert_eq!(rest.map_or(0, |r| r.pushes.len()), plan.pushes.len() - 1);
     }
@@ -409,7 +440,7 @@ mod tests {
         // The bar's outer edge is flush with the upper wall: nobody can stand behind it.
         let pose = Pose::from_origin([256.0, 7.0, 0.0]);
         let plan = planner
-            .plan(&planner.start(Vec2::new(256.0, 300.0), &pose))
+            .plan(&planner.start(Vec2::new(256.0, 300.0), &pose, home()))
             .expect("the stem can be pushed");
         assert_ne!(planner.contacts[plan.pushes[0].contact].edge, 0);
     }
@@ -419,7 +450,7 @@ mod tests {
         let planner = Planner::new();
         let pose = Pose::from_origin([256.0, 7.0, 0.0]);
         let escape = planner
-            .escape(&planner.start(Vec2::new(256.0, 300.0), &pose))
+            .escape(&planner.start(Vec2::new(256.0, 300.0), &pose, home()))
             .expect("the stem can be pushed");
         let after = escape.pushes[0].after;
         assert!(after.cog.y > pose.cog.y + 2.0, "{after:?}");

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use simloop_envs::pusht::{AGENT_RADIUS, ARENA_SIZE};
 
 use super::geometry::{Pose, Vec2};
-use super::plan::{GAP, Plan, Planner};
+use super::plan::{GAP, Plan, Planner, Target};
 use super::walk::{Agent, target_is_safe};
 
 /// How far ahead of the contact the target runs while pushing, px: the controller lags 0.2 s behind a moving target.
@@ -32,6 +32,8 @@ const PLAN_STEPS: u32 = 4;
 /// The planner with the little it remembers.
 pub(super) struct Pusher {
     planner: &'static Planner,
+    /// What the plan leads to.
+    target: Option<Target>,
     plan: Option<Plan>,
     /// Steps until a plan that goes well is compared with a fresh one.
     keep: u32,
@@ -42,7 +44,7 @@ pub(super) struct Pusher {
 impl Pusher {
     pub(super) fn new() -> Self {
         static PLANNER: LazyLock<Planner> = LazyLock::new(Planner::new);
-        Self { planner: &PLANNER, plan: None, keep: 0, escaping: 0 }
+        Self { planner: &PLANNER, target: None, plan: None, keep: 0, escaping: 0 }
     }
 
     /// Forgets the plan.
@@ -53,8 +55,11 @@ impl Pusher {
     }
 
     /// The plan to act on now: the one begun, unless it fails or a fresh one is clearly better.
-    fn choose(&mut self, agent: Vec2, pose: &Pose) -> Option<Plan> {
-        let start = self.planner.start(agent, pose);
+    fn choose(&mut self, agent: Vec2, pose: &Pose, target: Target) -> Option<Plan> {
+        if self.target.replace(target) != Some(target) {
+            self.reset();
+        }
+        let start = self.planner.start(agent, pose, target);
         let before_secs = self.plan.as_ref().map_or(0.0, |plan| plan.secs);
         let begun = self.plan.take().and_then(|plan| self.planner.follow(&plan, &start));
         self.escaping = self.escaping.saturating_sub(1);
@@ -80,8 +85,8 @@ impl Pusher {
     }
 
     /// The next target, px; `None` where no push is possible.
-    pub(super) fn act(&mut self, agent: Agent, pose: &Pose) -> Option<Vec2> {
-        self.plan = self.choose(agent.position, pose);
+    pub(super) fn act(&mut self, agent: Agent, pose: &Pose, target: Target) -> Option<Vec2> {
+        self.plan = self.choose(agent.position, pose, target);
         let push = self.plan.as_ref()?.pushes[0];
         let contact = self.planner.contacts[push.contact];
         let here = pose.body_from_world(agent.position);
