@@ -18,7 +18,7 @@ const MAX_JSON_BYTES: u64 = 8 << 20;
 ///
 /// # Errors
 /// [`PolicyError::File`] for a file that is not there, too long, no JSON, or lacks a field.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, PolicyError> {
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, PolicyError> {
     let fail = |detail: String| PolicyError::File { path: path.to_owned(), detail };
     let file = File::open(path).map_err(|e| fail(e.to_string()))?;
     let mut text = Vec::new();
@@ -76,7 +76,7 @@ pub fn read_weights(folder: &Path) -> Result<BTreeMap<String, Tensor>, PolicyErr
 ///
 /// # Errors
 /// [`PolicyError::Config`] if no name or several names end in `marker`.
-pub(crate) fn below_marker(
+pub fn below_marker(
     tensors: &BTreeMap<String, Tensor>,
     marker: &str,
 ) -> Result<(String, BTreeMap<String, Tensor>), PolicyError> {

@@ -1,0 +1,3 @@
+//! Command lines of this crate's programs.
+
+pub mod parity;
