@@ -2,6 +2,8 @@
 
 mod decoder_config;
 pub mod qwen2;
+mod tokenizer;
 
 pub use decoder_config::DecoderConfig;
 pub use qwen2::{Cache, Qwen2};
+pub use tokenizer::Tokenizer;

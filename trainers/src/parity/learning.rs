@@ -155,7 +155,8 @@ fn update(
 pub(super) fn adamw(folder: &Path, base: Option<&Path>) -> Result<Vec<Row>, PolicyError> {
     let io = Recorded::read(folder)?;
     let (losses, norms) = (io.need("losses")?, io.need("norms")?);
-    let theirs: Vec<f64> = losses.reshape([-1]).iter::<f64>().map_err(unreadable)?.collect();
+    let theirs: Vec<f64> =
+        losses.reshape([-1]).iter::<f64>().map_err(|e| unreadable(&e))?.collect();
     let base = match base {
         Some(base) => base.to_owned(),
         None => base_of(folder, &io)?,
@@ -225,7 +226,7 @@ pub(super) fn adamw(folder: &Path, base: Option<&Path>) -> Result<Vec<Row>, Poli
     Ok(rows)
 }
 
-fn unreadable(error: tch::TchError) -> PolicyError {
+fn unreadable(error: &tch::TchError) -> PolicyError {
     PolicyError::Config { detail: format!("read the recorded losses: {error}") }
 }
 
