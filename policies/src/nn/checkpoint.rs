@@ -15,7 +15,7 @@ use super::Params;
 pub(crate) type Tape = Box<dyn FnOnce()>;
 
 /// Whether operations are being recorded for a backward pass.
-fn records() -> bool {
+pub(crate) fn records() -> bool {
     let probe = Tensor::from(0f32).set_requires_grad(true);
     (&probe + 0.0).requires_grad()
 }
@@ -75,12 +75,48 @@ impl Params {
     /// Adds the gradients of `loss` to the parameters, through checkpointed stacks too.
     pub fn backward(&self, loss: &Tensor) {
         loss.backward();
+        self.finish_backward();
+    }
+
+    fn finish_backward(&self) {
         // A stack's gradient may pass into an earlier one.
         loop {
             let tape = self.runtime().tapes.borrow_mut().pop();
             let Some(tape) = tape else { break };
             tape();
         }
+    }
+
+    /// The gradient of `loss` (a scalar) for each of `wanted`, parameters of this set, through checkpointed stacks too;
+    /// undefined where the loss does not depend on one. Leaves [`Tensor::grad`] empty or zero.
+    ///
+    /// # Errors
+    /// What libtorch says if it cannot differentiate.
+    pub fn gradients(
+        &self,
+        loss: &Tensor,
+        wanted: &[Tensor],
+    ) -> Result<Vec<Tensor>, tch::TchError> {
+        if self.runtime().tapes.borrow().is_empty() {
+            return Tensor::f_run_backward(&[loss], wanted, false, false);
+        }
+        let clear = || {
+            for tensor in wanted {
+                tensor.shallow_clone().zero_grad();
+            }
+        };
+        clear();
+        loss.f_backward()?;
+        self.finish_backward();
+        let gradients = wanted
+            .iter()
+            .map(|tensor| {
+                let grad = tensor.grad();
+                if grad.defined() { grad.copy() } else { grad }
+            })
+            .collect();
+        clear();
+        Ok(gradients)
     }
 
     /// Forgets stacks whose backward pass will not come (a loss that was not finite).
@@ -146,6 +182,35 @@ mod tests {
             assert!(a.equal(b), "{name}");
             assert!(a.abs().sum(None::<Kind>).double_value(&[]) > 0.0, "{name}");
         }
+    }
+
+    #[test]
+    fn gradients_are_the_same_with_and_without() {
+        let gradients = |on: bool| {
+            let params = Params::new(Device::Cpu, 0);
+            let blocks: Rc<[Linear]> =
+                (0..2).map(|i| Linear::new(&params.root().sub(i), 3, 3)).collect();
+            let entry = Linear::new(&params.root().sub("entry"), 2, 3);
+            let unused = Linear::new(&params.root().sub("unused"), 2, 3);
+            params.set_checkpointing(on);
+            let x = NoiseStream::new(1).normal(&[4, 2], Device::Cpu);
+            let wanted: Vec<Tensor> = params.all().into_iter().map(|(_, t)| t).collect();
+            // Twice: the first call must leave nothing behind.
+            let mut last = Vec::new();
+            for _ in 0..2 {
+                let y =
+                    run(&params, &blocks, entry.forward(&x), |block, x| block.forward(x).tanh());
+                last = params.gradients(&y.square().sum(None::<Kind>), &wanted).unwrap();
+            }
+            assert!(!unused.weight.grad().defined());
+            last
+        };
+        let (plain, recomputed) = (gradients(false), gradients(true));
+        for (a, b) in plain.iter().zip(&recomputed) {
+            assert_eq!(a.defined(), b.defined());
+            assert!(!a.defined() || a.equal(b));
+        }
+        assert_eq!(plain.iter().filter(|g| g.defined()).count(), 6);
     }
 
     #[test]

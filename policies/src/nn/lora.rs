@@ -263,6 +263,7 @@ impl Lora {
         let init = if config.gaussian { Init::Normal { std: 1.0 / r as f64 } } else { Init::FanIn };
         let a = scope.sub("lora_A").param("weight", &[r, inputs], init);
         let b = scope.sub("lora_B").param("weight", &[outputs, r], Init::Zeros);
+        scope.params().note_adapter(scope.path(), scale);
         Some(Self { a, b, scale, dropout: config.dropout })
     }
 
@@ -292,15 +293,12 @@ pub fn is_adapter(name: &str) -> bool {
 impl Params {
     /// Weight names of adapted layers with what their adapter adds, `s · B A`.
     fn deltas(&self) -> Vec<(String, Tensor)> {
-        let Some(config) = self.lora() else { return Vec::new() };
-        self.names()
+        self.adapted()
             .iter()
-            .filter_map(|name| {
-                let layer = name.strip_suffix(".lora_A.weight")?;
-                let (_, scale) = config.rank_and_scale(layer)?;
-                let a = self.get(name)?;
+            .filter_map(|(layer, scale)| {
+                let a = self.get(&format!("{layer}.lora_A.weight"))?;
                 let b = self.get(&format!("{layer}.lora_B.weight"))?;
-                Some((format!("{layer}.weight"), b.matmul(&a) * scale))
+                Some((format!("{layer}.weight"), b.matmul(&a) * *scale))
             })
             .collect()
     }

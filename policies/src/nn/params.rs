@@ -52,6 +52,7 @@ struct Inner {
     device: Device,
     seeds: SeedTree,
     lora: Option<LoraConfig>,
+    adapted: BTreeMap<String, f64>,
     /// A checkpoint that parameters are taken from while the model is built.
     given: Option<BTreeMap<String, Tensor>>,
     /// The first parameter that the checkpoint did not have as needed.
@@ -80,6 +81,7 @@ impl Params {
             device,
             seeds: SeedTree::new(seed).child("parameters"),
             lora: None,
+            adapted: BTreeMap::new(),
             given: None,
             fault: None,
         };
@@ -202,6 +204,25 @@ impl Params {
             param.trainable = rule(name);
             let _ = param.tensor.set_requires_grad(param.trainable);
         }
+    }
+
+    /// Like [`Params::set_trainable`], for the parameters below the place `prefix` alone.
+    pub fn set_trainable_below(&self, prefix: &str, rule: impl Fn(&str) -> bool) {
+        for (name, param) in &mut self.0.borrow_mut().entries {
+            if name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')) {
+                param.trainable = rule(name);
+                let _ = param.tensor.set_requires_grad(param.trainable);
+            }
+        }
+    }
+
+    /// Layers that have adapters, with the factor of each.
+    pub(crate) fn adapted(&self) -> BTreeMap<String, f64> {
+        self.0.borrow().adapted.clone()
+    }
+
+    pub(crate) fn note_adapter(&self, layer: &str, scale: f64) {
+        self.0.borrow_mut().adapted.insert(layer.to_owned(), scale);
     }
 
     /// Copies of all tensors, detached.

@@ -139,6 +139,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
+    params: Params,
     flat: FlatParams,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
@@ -181,7 +182,18 @@ impl AdamW {
                 }
             })
             .collect();
-        Ok(Self { config, flat, exp_avg, exp_avg_sq, grads, accumulated: 0, step: 0, chunks })
+        let params = params.clone();
+        Ok(Self {
+            config,
+            params,
+            flat,
+            exp_avg,
+            exp_avg_sq,
+            grads,
+            accumulated: 0,
+            step: 0,
+            chunks,
+        })
     }
 
     /// Its settings.
@@ -211,8 +223,8 @@ impl AdamW {
         if !loss.requires_grad() || loss.numel() != 1 {
             return Err(failed("it must be one number that depends on the parameters".to_owned()));
         }
-        let grads = Tensor::f_run_backward(&[loss], self.flat.params(), false, false)
-            .map_err(|e| failed(e.to_string()))?;
+        let grads =
+            self.params.gradients(loss, self.flat.params()).map_err(|e| failed(e.to_string()))?;
         let _guard = tch::no_grad_guard();
         if self.accumulated == 0 {
             gather(&self.flat, &grads, &self.grads);
