@@ -51,6 +51,54 @@ pub(crate) fn assert_rows_alone(batch: i64, f: impl Fn(&Tensor) -> Tensor) -> Te
     whole
 }
 
+/// The formula of `tests/data/torch_blocks.py`: `scale * sin(0.7 i + n)`, `n` = the sum of the name's bytes modulo 97.
+pub(crate) fn wave(name: &str, shape: &[i64], scale: f64) -> Tensor {
+    let n = f64::from(name.bytes().map(u32::from).sum::<u32>() % 97);
+    let values: Vec<f32> = (0..shape.iter().product::<i64>())
+        .map(|i| ((i as f64 * 0.7 + n).sin() * scale) as f32)
+        .collect();
+    Tensor::from_slice(&values).reshape(shape)
+}
+
+/// Gives every parameter the values that `tests/data/torch_blocks.py` gives its own.
+pub(crate) fn fill_with_waves(params: &Params) {
+    let _guard = tch::no_grad_guard();
+    for (name, mut tensor) in params.all() {
+        let shape = tensor.size();
+        let value = match &shape[..] {
+            // Of the vectors, only norms are called weight.
+            [_] => wave(&name, &shape, 0.1) + f64::from(u8::from(name.ends_with("weight"))),
+            [_, inputs @ ..] => {
+                wave(&name, &shape, (2.0 / inputs.iter().product::<i64>() as f64).sqrt())
+            }
+            [] => unreachable!("no parameter is a scalar"),
+        };
+        tensor.copy_(&value);
+    }
+}
+
+/// Compares a result with PyTorch's under `key` in `tests/data/torch_blocks.json`, to `tolerance` of its size.
+#[track_caller]
+pub(crate) fn assert_golden(key: &str, got: &Tensor, tolerance: f64) {
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../tests/data/torch_blocks.json")).unwrap();
+    let golden = &golden[key];
+    assert_eq!(serde_json::to_value(got.size()).unwrap(), golden["shape"]);
+    let flat = got.detach().flatten(0, -1).to_kind(Kind::Double);
+    let flat = Vec::<f64>::try_from(flat).unwrap();
+    let squares = golden["squares"].as_f64().unwrap();
+    let size = (squares / flat.len() as f64).sqrt();
+    let step = (flat.len() / 8).max(1);
+    for (i, expected) in golden["some"].as_array().unwrap().iter().enumerate() {
+        let (got, expected) = (flat[i * step], expected.as_f64().unwrap());
+        assert!((got - expected).abs() <= tolerance * size, "{key}[{i}]: {got}, {expected}");
+    }
+    let got_squares: f64 = flat.iter().map(|x| x * x).sum();
+    assert!((got_squares / squares - 1.0).abs() <= tolerance, "{got_squares}, {squares}");
+    let (got, expected) = (flat.iter().sum::<f64>(), golden["sum"].as_f64().unwrap());
+    assert!((got - expected).abs() <= tolerance * size * flat.len() as f64, "{got}, {expected}");
+}
+
 /// Adam (Kingma & Ba 2015) with the usual constants, so that learning tests need no trainer.
 pub(crate) struct Adam {
     lr: f64,

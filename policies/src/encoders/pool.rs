@@ -158,6 +158,8 @@ fn expected_positions(scores: &Tensor, map: MapSize) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::Params;
+    use crate::testing::{assert_golden, fill_with_waves, wave};
 
     #[test]
     fn a_sharp_peak_is_found_at_its_place() {
@@ -170,6 +172,17 @@ mod tests {
         // A uniform map has its mean in the middle.
         let flat = expected_positions(&scores.zeros_like(), map);
         assert!(flat.abs().max().double_value(&[]) < 1e-6);
+    }
+
+    #[test]
+    fn spatial_softmax_is_pytorchs() {
+        let params = Params::new(tch::Device::Cpu, 0);
+        let map = MapSize { channels: 6, height: 3, width: 5 };
+        let config = Pooling::SpatialSoftmax { keypoints: 4 };
+        let pool = Pool::new(&params.root(), &config, map).unwrap();
+        fill_with_waves(&params);
+        let y = pool.forward(&wave("maps", &[2, 6, 3, 5], 3.0)).squeeze_dim(1);
+        assert_golden("spatial_softmax", &y, 1e-5);
     }
 
     #[test]

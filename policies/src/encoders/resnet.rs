@@ -150,6 +150,7 @@ mod tests {
     use crate::encoders::VisionConfig;
     use crate::encoders::testing::check_vision;
     use crate::nn::Params;
+    use crate::testing::{assert_golden, fill_with_waves, wave};
 
     #[test]
     fn it_is_an_image_encoder() {
@@ -167,6 +168,15 @@ mod tests {
         let config = ResNetConfig { base_width: 16, pool, share_weights: false };
         let error = ResNet18::new(&params.root(), &config, 16, 16).unwrap_err().to_string();
         assert!(error.contains("use larger images"), "{error}");
+    }
+
+    #[test]
+    fn it_computes_what_torchvisions_resnet_with_group_norm_does() {
+        let params = Params::new(Device::Cpu, 0);
+        let net = ResNet18::new(&params.root(), &ResNetConfig::default(), 84, 96).unwrap();
+        fill_with_waves(&params);
+        let y = net.forward(&(wave("images", &[2, 3, 84, 96], 0.5) + 0.5)).squeeze_dim(1);
+        assert_golden("resnet18", &y, 1e-5);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct GatedConfig {
 
 impl Default for GatedConfig {
     fn default() -> Self {
-        Self { width: 512 } // the paper's best unit on MM-IMDb
+        Self { width: 512 } // ours
     }
 }
 

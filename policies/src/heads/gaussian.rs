@@ -2,7 +2,7 @@
 //!
 //! Source: the actor of SAC (arXiv 1812.05905) without its tanh squashing, since actions here are normalised and demonstrations
 //! lie on the bounds. Bounds: `tanh` as CleanRL's `sac_continuous_action.py` (log-deviation in [-5, 2]); `softplus` as
-//! PETS (arXiv 1805.12114, `get_pred` of `PtModel`: soft bounds from above and below). Both keep a gradient where a hard
+//! PETS (arXiv 1805.12114, `dmbrl/modeling/models/BNN.py`: soft bounds from above and below). Both keep a gradient where a hard
 //! clamp would have none.
 
 use serde::{Deserialize, Serialize};

@@ -269,7 +269,9 @@ pub fn sinusoidal(positions: &Tensor, width: i64) -> Tensor {
 mod tests {
     use super::*;
     use crate::nn::Params;
-    use crate::testing::{assert_close, assert_gradient_everywhere, random};
+    use crate::testing::{
+        assert_close, assert_golden, assert_gradient_everywhere, fill_with_waves, random, wave,
+    };
 
     fn small(norm_first: bool) -> TransformerConfig {
         TransformerConfig {
@@ -293,6 +295,22 @@ mod tests {
             .out
             .forward(&scores.softmax(-1, Kind::Float).matmul(&attention.value.forward(&memory)));
         assert_close(&attention.forward(&x, &memory, None), &expected, 1e-6);
+    }
+
+    #[test]
+    fn layers_are_pytorchs_in_both_norm_orders() {
+        for (norm_first, key) in
+            [(true, "transformer_norm_first"), (false, "transformer_norm_last")]
+        {
+            let (a, b) = (Params::new(Device::Cpu, 0), Params::new(Device::Cpu, 0));
+            let encoder = EncoderLayer::new(&a.root(), &small(norm_first));
+            let decoder = DecoderLayer::new(&b.root(), &small(norm_first), 8);
+            fill_with_waves(&a);
+            fill_with_waves(&b);
+            let memory = encoder.forward(&wave("memory", &[2, 5, 8], 1.0), None);
+            let y = decoder.forward(&wave("x", &[2, 3, 8], 1.0), &memory, None);
+            assert_golden(key, &y, 1e-5);
+        }
     }
 
     #[test]
