@@ -339,6 +339,9 @@ mod tests {
             for _ in 0..rng.random_range(1..4) {
                 // Mostly the header: a flipped number in the data is no fault that anybody could see.
                 let end = if round % 8 == 0 { bytes.len() } else { header_end.min(bytes.len()) };
+                if end == 0 {
+                    break;
+                }
                 let at = rng.random_range(0..end);
                 match rng.random_range(0..4) {
                     0 => bytes[at] ^= 1 << rng.random_range(0..8),
