@@ -4,6 +4,8 @@ use simloop_envs::EnvError;
 use simloop_policies::PolicyError;
 use thiserror::Error;
 
+use crate::data::DataError;
+
 /// A run's failure. A single episode's fault is not one: it is in that episode's record.
 #[non_exhaustive]
 #[derive(Debug, Error)]
@@ -14,6 +16,9 @@ pub enum TrainerError {
     /// The policy cannot act.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Whoever receives the records failed.
     #[error("store an episode record: {detail}")]
     Sink {
