@@ -11,7 +11,7 @@
 //! 4. Video paths are relative to the file.
 //!
 //! Ours beside them: `ci95` (percent, Wilson), `n_errors`, `n_successes`, `seeds`, `task`, `instruction`; at the top
-//! `protocol`, `seeds`, `fingerprint`, `ledger_digest`, `suite`, `policy`, `command`, `notes`.
+//! `protocol`, `seeds`, `fingerprint`, `ledger_digest`, `secs_per_decision`, `decision_times`, `suite`, `policy`, `command`, `notes`.
 
 use serde_json::{Value, json};
 use simloop_trainers::Status;
@@ -64,6 +64,8 @@ pub fn eval_info(summary: &EvalSummary) -> Value {
         },
         "fingerprint": summary.fingerprint,
         "ledger_digest": summary.ledger_digest,
+        "secs_per_decision": summary.throughput.secs_per_decision,
+        "decision_times": summary.throughput.decision_times,
         "command": summary.command,
         "started": summary.started,
         "notes": summary.notes,

@@ -26,6 +26,8 @@ use crate::BenchError;
 pub const MANIFEST_FILE: &str = "run.json";
 /// The name of the ledger in a result folder.
 pub const LEDGER_FILE: &str = "ledger.jsonl";
+/// Names of the fingerprint that tell about the policy, not about the rules, begin so.
+pub const POLICY_KEYS: &str = "policy.";
 const FORMAT: u32 = 1;
 
 /// What a run is: two folders may be resumed, merged or compared only as far as these agree.
@@ -84,7 +86,8 @@ impl RunManifest {
         FORMAT
     }
 
-    /// Every point in which `other` would give other numbers for the same (task, trial): `name: mine -> theirs`.
+    /// Every point in which `other` would give other numbers for the same (task, trial): `name: mine -> theirs`. What acts
+    /// counts only `with_policy`.
     pub fn differences(&self, other: &Self, with_policy: bool) -> Vec<String> {
         let mut differences = Vec::new();
         let mut compare = |name: &str, mine: &str, theirs: &str| {
@@ -102,7 +105,12 @@ impl RunManifest {
         let lines =
             |m: &Self| m.protocol_lines.iter().map(|l| (l.name.clone(), l.value.clone())).collect();
         compare_maps("protocol", &lines(self), &lines(other), &mut compare);
-        compare_maps("fingerprint", &self.fingerprint, &other.fingerprint, &mut compare);
+        let fingerprint = |m: &Self| {
+            let counts = |name: &String| with_policy || !name.starts_with(POLICY_KEYS);
+            let lines = m.fingerprint.iter().filter(|(name, _)| counts(name));
+            lines.map(|(name, value)| (name.clone(), value.clone())).collect()
+        };
+        compare_maps("fingerprint", &fingerprint(self), &fingerprint(other), &mut compare);
         differences
     }
 }
@@ -544,6 +552,17 @@ mod tests {
         ] {
             assert_ne!(expected, digest(&[changed, b.clone()]));
         }
+    }
+
+    #[test]
+    fn another_policy_may_be_compared_but_not_resumed() {
+        let with = |hash: &str| {
+            let mut manifest = manifest();
+            manifest.fingerprint.insert(format!("{POLICY_KEYS}sha256"), hash.to_owned());
+            manifest
+        };
+        assert_eq!(with("a").differences(&with("b"), false), Vec::<String>::new());
+        assert_eq!(with("a").differences(&with("b"), true), ["fingerprint.policy.sha256: a -> b"]);
     }
 
     #[test]

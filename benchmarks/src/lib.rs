@@ -9,6 +9,7 @@
 //! | [`ledger`] | each (task, trial) exactly once, on disk; every number is recomputed from it |
 //! | [`stats`] | intervals, tests, sequential monitoring, planning |
 //! | [`sequential`] | `--until-decided` |
+//! | [`timing`] | seconds per decision |
 //! | [`outcome`], [`summary`] | from ledger to numbers; what a report shows, as plain data |
 //! | [`videos`], [`video`] | which episodes are filmed afterwards, and how a film is written |
 //! | [`report`], [`eval_info`] | `report.html` for people, `eval_info.json` for programs |
@@ -35,6 +36,7 @@ pub mod sequential;
 pub mod stats;
 pub mod suites;
 pub mod summary;
+pub mod timing;
 pub mod video;
 pub mod videos;
 

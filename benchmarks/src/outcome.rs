@@ -16,6 +16,7 @@ use crate::summary::{
     EpisodeRow, EvalSummary, Headline, Interval, MacroMean, Protocol, ProtocolNumber, RunningPoint,
     TaskRow, Throughput,
 };
+use crate::timing::DecisionTimes;
 use crate::videos::Video;
 
 /// One stretch of work on a result folder; a resumed run has several.
@@ -29,6 +30,9 @@ pub struct Session {
     pub episodes: usize,
     /// Environments at once.
     pub workers: usize,
+    /// How long decisions took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision_times: Option<DecisionTimes>,
 }
 
 /// The name of the file of [`Session`]s, one JSON object a line.
@@ -249,5 +253,10 @@ fn throughput(records: &[EpisodeRecord], sessions: &[Session]) -> Throughput {
         env_steps_per_sec: per(steps, wall),
         episodes_per_min: per(60.0 * records.len() as f64, wall),
         secs_per_decision: per(policy, decisions),
+        // Quantiles of several sessions cannot be joined: the one with the most decisions speaks for all.
+        decision_times: sessions
+            .iter()
+            .filter_map(|s| s.decision_times)
+            .max_by_key(|times| times.decisions),
     }
 }

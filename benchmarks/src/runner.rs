@@ -20,6 +20,7 @@ use crate::ledger::{Ledger, RunManifest};
 use crate::progress::EvalProgress;
 use crate::sequential::Monitor;
 use crate::suites::SuiteRun;
+use crate::timing::{DecisionTimes, Timed};
 
 /// What to do with a result folder that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct RunResult {
     pub records: Vec<EpisodeRecord>,
     /// Wall time of this run's rollouts, seconds.
     pub wall_secs: f64,
+    /// How long this run's decisions took; `None` without one.
+    pub decision_times: Option<DecisionTimes>,
     /// Episodes that were left to do when this run began.
     pub fresh: usize,
     /// Episodes that earlier runs had recorded.
@@ -128,13 +131,13 @@ pub fn run(
     let started = Instant::now();
     let mut last_sync = Instant::now();
     let decided_already = ordered.as_ref().is_some_and(|o| o.monitor.verdict().is_some());
-    let mut outcome = Ok(());
+    let (mut outcome, mut decision_times) = (Ok(()), None);
     if !todo.is_empty() && !decided_already {
         let mut vec = vectorise(&suite.factory, options, todo.len())?;
         let evaluate_options = EvaluateOptions {
             frames: suite.frames,
             n_action_steps: suite.n_action_steps,
-            min_ready: 1,
+            min_ready: suite.min_ready.clamp(1, vec.num_envs()),
             max_attempts: options.max_attempts,
             memory_limit_bytes: options.memory_limit_bytes,
             recycle_after: options.recycle_after,
@@ -157,8 +160,9 @@ pub fn run(
                 ordered.as_ref().is_some_and(|ordered| ordered.monitor.verdict().is_some());
             Ok(if decided { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
-        outcome =
-            evaluate(vec.as_mut(), suite.policy.as_mut(), todo, &evaluate_options, stop, &mut sink);
+        let mut policy = Timed::new(suite.policy.as_mut());
+        outcome = evaluate(vec.as_mut(), &mut policy, todo, &evaluate_options, stop, &mut sink);
+        decision_times = policy.times();
     }
     progress.finish();
     ledger.sync()?;
@@ -168,6 +172,7 @@ pub fn run(
         manifest,
         records: ledger.records().to_vec(),
         wall_secs: started.elapsed().as_secs_f64(),
+        decision_times,
         fresh,
         known,
         interrupted: stop.is_set(),

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use simloop_trainers::{EpisodeRecord, FaultNote, MetricRange, Status};
 
+use crate::timing::DecisionTimes;
+
 /// One evaluation of one policy on one suite under one protocol.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -225,4 +227,7 @@ pub struct Throughput {
     pub episodes_per_min: Option<f64>,
     /// Mean time inside the policy per decision, seconds.
     pub secs_per_decision: Option<f64>,
+    /// How that time is spread, in the longest session.
+    #[serde(default)]
+    pub decision_times: Option<DecisionTimes>,
 }

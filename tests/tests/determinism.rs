@@ -2,6 +2,7 @@
 
 use simloop_benchmarks::ledger::digest;
 use simloop_benchmarks::runner::{self, FolderMode, RunOptions, WorkerKind};
+use simloop_benchmarks::suites::policy::Inference;
 use simloop_benchmarks::suites::pusht::PushtSuite;
 use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtGoals};
 use simloop_trainers::stop::StopFlag;
@@ -28,6 +29,9 @@ fn ledger_of(
         n_action_steps: None,
         workers: WorkerKind::Threads,
         swap_instructions: false,
+        inference: Inference::default(),
+        fit_observation: true,
+        fit_image_size: true,
     };
     let dir = tempfile::tempdir().expect("a temporary folder");
     let options = RunOptions {

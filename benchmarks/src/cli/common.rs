@@ -9,6 +9,25 @@ use simloop_trainers::stop::StopFlag;
 use crate::BenchError;
 use crate::runner::{FolderMode, RunOptions, WorkerKind};
 use crate::sequential::{Against, Monitor};
+use crate::suites::policy::Inference;
+
+/// How a checkpoint computes.
+#[derive(Clone, Debug, Args)]
+pub(super) struct InferenceArgs {
+    /// What a checkpoint computes on: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// libtorch's threads inside one operation; other numbers than 1 may change the last bits of a result.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    torch_threads: i32,
+}
+
+impl InferenceArgs {
+    /// The same for the suites.
+    pub(super) fn inference(&self) -> Inference {
+        Inference { device: self.device.clone(), threads: self.torch_threads }
+    }
+}
 
 /// How to run and where to put the result.
 #[derive(Clone, Debug, Args)]
@@ -16,10 +35,12 @@ pub(super) struct RunArgs {
     /// What acts: scripted, random, a checkpoint folder, or a URL.
     #[arg(long, default_value = "scripted", alias = "policy.path")]
     pub(super) policy: String,
+    #[command(flatten)]
+    pub(super) inference: InferenceArgs,
     /// The run's seed; the result depends on nothing else.
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
-    /// Environments at once [default: one per core].
+    /// Environments at once [default: one per core; enough to fill a checkpoint's batches where they are threads].
     #[arg(long, alias = "eval.batch_size")]
     pub(super) workers: Option<usize>,
     /// Where environments live.
@@ -40,7 +61,7 @@ pub(super) struct RunArgs {
     /// Videos of at most so many failures.
     #[arg(long)]
     pub(super) max_failure_videos: Option<u32>,
-    /// Execute at most N actions of each chunk before deciding again.
+    /// Execute at most N actions of each chunk before deciding again [default: the policy's own number].
     #[arg(long, alias = "replan")]
     pub(super) n_action_steps: Option<usize>,
     /// Run only every N-th episode from the K-th on, as K/N (0-based); join the folders with `bench merge`.

@@ -28,7 +28,12 @@ pub(super) fn run_suite(
     kind: WorkerKind,
 ) -> Result<ExitCode, BenchError> {
     let stop = stop_on_signals()?;
-    let options = args.options(&format!("{}_{}", suite.suite, label(&suite.policy_label)), kind);
+    let mut options =
+        args.options(&format!("{}_{}", suite.suite, label(&suite.policy_label)), kind);
+    if args.workers.is_none() && kind != WorkerKind::Processes {
+        // Cheap environments: enough of them to fill a batch.
+        options.workers = options.workers.max(suite.min_ready);
+    }
     let mut monitor = args.monitor()?;
     let started = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
     let result = runner::run(&mut suite, &options, monitor.as_mut(), &stop)?;
@@ -39,6 +44,7 @@ pub(super) fn run_suite(
             wall_secs: result.wall_secs,
             episodes: finished,
             workers: options.workers,
+            decision_times: result.decision_times,
         };
         append_session(&options.dir, &session)?;
     }
@@ -150,8 +156,17 @@ pub(super) fn print_summary(summary: &EvalSummary, dir: &Path) {
     if let (Some(steps), Some(decision)) =
         (throughput.env_steps_per_sec, throughput.secs_per_decision)
     {
+        let spread = throughput.decision_times.map_or_else(String::new, |times| {
+            format!(
+                " (median {:.3}, 99th percentile {:.3}; {:.1} at once, {:.3} ms a batch)",
+                1e3 * times.p50_secs,
+                1e3 * times.p99_secs,
+                times.mean_batch(),
+                1e3 * times.batch_p50_secs
+            )
+        });
         println!(
-            "{:.1} s of rollouts, {steps:.0} env steps/s, {:.3} ms per decision",
+            "{:.1} s of rollouts, {steps:.0} env steps/s, {:.3} ms per decision{spread}",
             summary.elapsed_secs,
             1e3 * decision
         );

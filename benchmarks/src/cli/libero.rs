@@ -20,6 +20,7 @@ use crate::protocol::LiberoProtocol;
 use crate::runner::WorkerKind;
 use crate::suites::SuiteRun;
 use crate::suites::libero::LiberoSuite;
+use crate::suites::policy::Inference;
 
 /// Which LIBERO, and where it is installed.
 #[derive(Clone, Debug, Args)]
@@ -105,6 +106,7 @@ impl LiberoEnvArgs {
             trials: (0..10).collect(),
             seed: 0,
             policy: "random".to_owned(),
+            inference: Inference::default(),
             n_action_steps: None,
             force_images: images,
         };
@@ -133,6 +135,7 @@ pub(super) fn run(args: &LiberoArgs) -> Result<ExitCode, BenchError> {
         trials,
         seed: args.run.seed,
         policy: args.run.policy.clone(),
+        inference: args.run.inference.inference(),
         n_action_steps: args.run.n_action_steps,
         force_images: false,
     };

@@ -7,6 +7,7 @@ mod common;
 mod compare;
 mod finish;
 mod libero;
+mod policy_server;
 mod pusht;
 mod replay;
 mod speed;
@@ -50,6 +51,9 @@ enum Command {
     /// Serve one environment to a parent process (internal).
     #[command(name = "__worker", hide = true)]
     Worker,
+    /// Serve a checkpoint to a program that steps its own environment (internal).
+    #[command(name = "__policy", hide = true)]
+    Policy(policy_server::PolicyServerArgs),
 }
 
 /// Parses the command line and runs it.
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => compare::report(&args),
         Command::Speed(args) => speed::run(args),
         Command::Worker => worker::run(),
+        Command::Policy(args) => policy_server::run(&args),
     };
     result.unwrap_or_else(|error| {
         let hint = if matches!(error, BenchError::Env(_)) {

@@ -9,6 +9,7 @@ use super::common::RunArgs;
 use super::finish;
 use crate::BenchError;
 use crate::runner::WorkerKind;
+use crate::suites::policy::Inference;
 use crate::suites::pusht::PushtSuite;
 
 /// gym-pusht's observation types.
@@ -38,18 +39,18 @@ enum Resets {
 /// The environment.
 #[derive(Clone, Debug, Args)]
 pub(super) struct PushtEnvArgs {
-    /// What the policy sees, by gym-pusht's names.
-    #[arg(long, value_enum, default_value_t = Obs::State)]
-    observation: Obs,
+    /// What the policy sees, by gym-pusht's names [default: what a checkpoint was trained on; state for others].
+    #[arg(long, value_enum)]
+    observation: Option<Obs>,
     /// Two targets, a task each: the instruction names the one that counts.
     #[arg(long)]
     two_goals: bool,
     /// Whose rule turns a seed into an initial state.
     #[arg(long, value_enum, default_value_t = Resets::GymPusht)]
     resets: Resets,
-    /// Side of the observed image, pixels.
-    #[arg(long, default_value_t = 96)]
-    image_size: u32,
+    /// Side of the observed image, pixels [default: what a checkpoint was trained on; 96 for others].
+    #[arg(long)]
+    image_size: Option<u32>,
     /// Side of the videos, pixels.
     #[arg(long, default_value_t = 256)]
     video_size: u32,
@@ -60,19 +61,20 @@ pub(super) struct PushtEnvArgs {
 
 impl PushtEnvArgs {
     fn config(&self) -> PushtConfig {
+        let default = PushtConfig::default();
         PushtConfig {
-            obs: match self.observation {
+            obs: self.observation.map_or(default.obs, |obs| match obs {
                 Obs::State => PushtObs::State,
                 Obs::EnvironmentStateAgentPos => PushtObs::EnvironmentStateAgentPos,
                 Obs::Pixels => PushtObs::Pixels,
                 Obs::PixelsAgentPos => PushtObs::PixelsAgentPos,
-            },
+            }),
             goals: if self.two_goals { PushtGoals::Two } else { PushtGoals::One },
             seeding: match self.resets {
                 Resets::GymPusht => PushtSeeding::GymPusht,
                 Resets::DiffusionPolicy => PushtSeeding::DiffusionPolicy,
             },
-            image_size: self.image_size,
+            image_size: self.image_size.unwrap_or(default.image_size),
             render_size: self.video_size,
             privileged: false,
         }
@@ -95,6 +97,9 @@ impl PushtEnvArgs {
             n_action_steps: None,
             workers,
             swap_instructions: false,
+            inference: Inference::default(),
+            fit_observation: self.observation.is_none(),
+            fit_image_size: self.image_size.is_none(),
         }
     }
 }
@@ -120,5 +125,6 @@ pub(super) fn run(args: &PushtArgs) -> Result<ExitCode, BenchError> {
     let mut suite = args.env.suite(&args.run.policy, args.episodes, args.run.seed, kind);
     suite.n_action_steps = args.run.n_action_steps;
     suite.swap_instructions = args.swap_instructions;
+    suite.inference = args.run.inference.inference();
     finish::run_suite(suite.build()?, &args.run, kind)
 }

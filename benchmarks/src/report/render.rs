@@ -330,7 +330,19 @@ fn facts(summary: &EvalSummary) -> Vec<Fact> {
         facts.push(fact("Episodes per minute", words::number(episodes), None));
     }
     if let Some(secs) = speed.secs_per_decision {
-        facts.push(fact("Policy, per decision", words::duration(secs), None));
+        let spread = speed.decision_times.map(|times| {
+            format!(
+                "median {}, 99th percentile {}, {:.1} at once",
+                words::duration(times.p50_secs),
+                words::duration(times.p99_secs),
+                times.mean_batch()
+            )
+        });
+        facts.push(Fact {
+            name: "Policy, per decision",
+            value: words::duration(secs),
+            note: spread,
+        });
     }
     facts
 }

@@ -1,5 +1,6 @@
 //! LIBERO as a benchmark.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use simloop_envs::libero::preflight::fingerprint;
@@ -8,6 +9,7 @@ use simloop_envs::{ActionChunk, Env, EnvFactory, FrameRequest, ResetOptions};
 use simloop_policies::scripted::LiberoExpert;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
+use super::policy::{self, Checkpoint, Inference, Named};
 use super::{SuiteRun, episode};
 use crate::BenchError;
 use crate::ledger::{ProtocolLine, TaskEntry};
@@ -26,8 +28,10 @@ pub struct LiberoSuite {
     pub trials: Vec<u32>,
     /// The run's seed.
     pub seed: u64,
-    /// `scripted` or `random`.
+    /// `scripted`, `random` or a checkpoint folder.
     pub policy: String,
+    /// How a checkpoint computes.
+    pub inference: Inference,
     /// Execute at most so many actions of each chunk; the protocol's number if `None`.
     pub n_action_steps: Option<usize>,
     /// Show images although the policy does not ask for them (to measure what they cost).
@@ -38,8 +42,8 @@ impl LiberoSuite {
     /// Starts one worker to learn the tasks and the fingerprint, and puts the suite together.
     ///
     /// # Errors
-    /// [`BenchError::Usage`] for a task, trial or policy that does not exist; [`BenchError::Env`] for whatever keeps
-    /// LIBERO from running here.
+    /// [`BenchError::Usage`] for a task, trial or policy that does not exist, or a policy that does not fit;
+    /// [`BenchError::Policy`] for a damaged checkpoint; [`BenchError::Env`] for whatever keeps LIBERO from running here.
     pub fn build(self, install: LiberoInstall) -> Result<SuiteRun, BenchError> {
         if let Some(trial) =
             self.trials.iter().find(|trial| self.protocol.init_state(**trial) >= INIT_STATES)
@@ -60,22 +64,48 @@ impl LiberoSuite {
         config
             .task
             .clone_from(keys.first().ok_or_else(|| BenchError::usage("run no task at all"))?);
-        let images = self.force_images || self.policy_needs_images();
-        if !images {
-            config.cameras.clear();
+        let found = policy::find(&self.policy, &self.inference, self.n_action_steps)?;
+        match &found {
+            Named::Checkpoint(checkpoint) => {
+                let looks = checkpoint.policy.cameras();
+                config.cameras.retain(|camera| self.force_images || looks.contains(camera));
+                let sizes =
+                    looks.iter().filter_map(|camera| checkpoint.policy.io().cameras.get(camera));
+                if let Some(size) = sizes.min_by_key(|size| (size.height, size.width)) {
+                    config.image_size = [size.height, size.width];
+                }
+            }
+            Named::Scripted | Named::Random if !self.force_images => config.cameras.clear(),
+            Named::Scripted | Named::Random => {}
         }
-        config.privileged = self.policy == "scripted";
+        let images = !config.cameras.is_empty();
+        config.privileged = matches!(found, Named::Scripted);
 
         let mut probe = LiberoEnv::start(&install, &config)?;
         let instructions = probe.tasks(self.suite)?;
         let print = fingerprint(&mut probe, &install, &config.task)?;
         let spec = probe.spec().clone();
         drop(probe);
-        let policy = self.make_policy(&spec.action)?;
+        let (mut label, mut min_ready, mut traits) = (self.policy.clone(), 1, BTreeMap::new());
+        let policy: Box<dyn Policy> = match found {
+            Named::Scripted => {
+                let hold = ActionChunk::single(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])?;
+                Box::new(ExpertPolicy::new("scripted", hold, || Box::new(LiberoExpert::default())))
+            }
+            Named::Random => Box::new(RandomPolicy::new(spec.action.clone(), 1)),
+            Named::Checkpoint(found) => {
+                let Checkpoint { policy, label: name, fingerprint } = *found;
+                policy::check_io(&policy, None, &spec)?;
+                (label, traits) = (name, fingerprint);
+                min_ready = policy.config().inference_batch;
+                Box::new(policy)
+            }
+        };
         if let Some(convention) = policy.convention() {
             convention.check_matches(&spec.convention)?;
         }
         let mut fingerprint = print.lines();
+        fingerprint.append(&mut traits);
         fingerprint.insert("env".to_owned(), spec.id.clone());
         fingerprint.insert("simloop".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         let instruction = |id: u32| {
@@ -106,6 +136,15 @@ impl LiberoSuite {
                 source: "--n-action-steps".to_owned(),
             });
         }
+        let [height, width] = config.image_size;
+        if images && config.image_size != self.protocol.images.size.value {
+            protocol_lines.retain(|line| line.name != "images.size");
+            protocol_lines.push(ProtocolLine {
+                name: "images.size".to_owned(),
+                value: format!("[{height},{width}]"),
+                source: "what the policy was trained on".to_owned(),
+            });
+        }
         let viewer = LiberoConfig { cameras: Vec::new(), video: true, ..config.clone() };
         Ok(SuiteRun {
             suite: self.suite.name().to_owned(),
@@ -126,27 +165,11 @@ impl LiberoSuite {
                 frames => frames,
             },
             n_action_steps,
+            min_ready,
             fingerprint,
-            policy_label: self.policy,
+            policy_label: label,
             policy,
         })
-    }
-
-    fn policy_needs_images(&self) -> bool {
-        !matches!(self.policy.as_str(), "scripted" | "random")
-    }
-
-    fn make_policy(&self, space: &simloop_envs::BoxSpace) -> Result<Box<dyn Policy>, BenchError> {
-        match self.policy.as_str() {
-            "scripted" => {
-                let hold = ActionChunk::single(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])?;
-                Ok(Box::new(ExpertPolicy::new("scripted", hold, || {
-                    Box::new(LiberoExpert::default())
-                })))
-            }
-            "random" => Ok(Box::new(RandomPolicy::new(space.clone(), 1))),
-            other => Err(super::no_such_policy(other)),
-        }
     }
 }
 

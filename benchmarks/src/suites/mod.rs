@@ -1,6 +1,7 @@
 //! What is run: the tasks, episodes, environments and policy of a suite.
 
 pub mod libero;
+pub mod policy;
 pub mod presented;
 pub mod pusht;
 
@@ -11,7 +12,6 @@ use simloop_envs::{EnvFactory, EnvSpec, FrameRequest, ResetOptions, ResetRequest
 use simloop_policies::Policy;
 use simloop_trainers::Episode;
 
-use crate::BenchError;
 use crate::ledger::{ProtocolLine, TaskEntry};
 
 /// Everything the runner needs to know of a suite.
@@ -40,6 +40,8 @@ pub struct SuiteRun {
     pub policy: Box<dyn Policy>,
     /// Its name in the result.
     pub policy_label: String,
+    /// So many decisions are made at once, where so many environments wait: 1, or the rows of a neural policy's batches.
+    pub min_ready: usize,
     /// Which observations carry images.
     pub frames: FrameRequest,
     /// Execute at most so many actions of each chunk.
@@ -72,23 +74,4 @@ pub(crate) fn fingerprint(spec: &EnvSpec) -> BTreeMap<String, String> {
     fingerprint.insert("wrappers".to_owned(), spec.wrappers.join(", "));
     fingerprint.insert("simloop".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     fingerprint
-}
-
-/// The answer to a `--policy` that this program cannot run.
-pub(crate) fn no_such_policy(name: &str) -> BenchError {
-    let remote =
-        ["ws://", "wss://", "http://", "https://"].iter().any(|scheme| name.starts_with(scheme));
-    BenchError::usage(if remote {
-        format!(
-            "use the policy `{name}`: policies over the network are not there yet; `scripted` and `random` are"
-        )
-    } else if std::path::Path::new(name).is_dir() {
-        format!(
-            "use the policy `{name}`: checkpoint folders are not there yet; `scripted` and `random` are"
-        )
-    } else {
-        format!(
-            "use the policy `{name}`: there is neither a policy nor a folder of that name; try `scripted` or `random`"
-        )
-    })
 }

@@ -1,14 +1,17 @@
 //! PushT as a benchmark.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use simloop_envs::bridge::{BridgeConfig, BridgeEnv, Deadlines};
-use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtGoals};
+use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtGoals, PushtObs};
 use simloop_envs::wrappers::TimeLimit;
 use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, ResetOptions};
 use simloop_policies::scripted::PushtExpert;
+use simloop_policies::vla::VlaPolicy;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
+use super::policy::{self, Checkpoint, Inference, Named};
 use super::presented::Presented;
 use super::{SuiteRun, episode, fingerprint};
 use crate::BenchError;
@@ -29,7 +32,7 @@ pub struct PushtSuite {
     pub episodes: u32,
     /// The run's seed.
     pub seed: u64,
-    /// `scripted` or `random`.
+    /// `scripted`, `random` or a checkpoint folder.
     pub policy: String,
     /// Execute at most so many actions of each chunk.
     pub n_action_steps: Option<usize>,
@@ -37,28 +40,58 @@ pub struct PushtSuite {
     pub workers: WorkerKind,
     /// Tell the policy to go to the other of two targets than the one that counts.
     pub swap_instructions: bool,
+    /// How a checkpoint computes.
+    pub inference: Inference,
+    /// Show a checkpoint the observation type that it was trained on instead of `env.obs`.
+    pub fit_observation: bool,
+    /// Show a checkpoint images of the size that it was trained on instead of `env.image_size`.
+    pub fit_image_size: bool,
 }
 
 impl PushtSuite {
     /// Puts the suite together.
     ///
     /// # Errors
-    /// [`BenchError::Usage`] for a policy that does not exist; [`BenchError::Env`] for settings that cannot be.
+    /// [`BenchError::Usage`] for a policy that does not exist or does not fit; [`BenchError::Policy`] for a damaged
+    /// checkpoint; [`BenchError::Env`] for settings that cannot be.
     pub fn build(mut self) -> Result<SuiteRun, BenchError> {
+        let found = policy::find(&self.policy, &self.inference, self.n_action_steps)?;
+        if let Named::Checkpoint(checkpoint) = &found {
+            let fitting = observation_of(&checkpoint.policy);
+            if self.fit_image_size
+                && let Ok((_, Some(side))) = fitting
+            {
+                self.env.image_size = side;
+            }
+            if self.fit_observation {
+                self.env.obs = fitting?.0;
+            }
+        }
         let space = PushtEnv::new(self.env.clone())?.spec().action.clone();
-        let policy: Box<dyn Policy> = match self.policy.as_str() {
-            "scripted" => {
+        let (mut label, mut min_ready, mut traits) = (self.policy.clone(), 1, BTreeMap::new());
+        let policy: Box<dyn Policy> = match found {
+            Named::Scripted => {
                 // The middle of the arena, for a state the expert has no opinion on.
                 let hold = ActionChunk::single(&[256.0, 256.0])?;
                 Box::new(ExpertPolicy::new("scripted", hold, || Box::new(PushtExpert::new())))
             }
-            "random" => Box::new(RandomPolicy::new(space, 1)),
-            other => return Err(super::no_such_policy(other)),
+            Named::Random => Box::new(RandomPolicy::new(space, 1)),
+            Named::Checkpoint(found) => {
+                let Checkpoint { policy, label: name, fingerprint } = *found;
+                (label, traits) = (name, fingerprint);
+                min_ready = policy.config().inference_batch;
+                let env = PushtEnv::new(self.env.clone())?;
+                let ours: Vec<_> = env.spec().observation.images.keys().cloned().collect();
+                let named = camera_of(&policy, &ours);
+                policy::check_io(&policy, named.as_ref(), env.spec())?;
+                adapted(policy, named)
+            }
         };
-        let (policy, label) = if self.swap_instructions {
-            (swapped(policy, self.env.goals)?, format!("{} (swapped instructions)", self.policy))
+        let policy = if self.swap_instructions {
+            label.push_str(" (swapped instructions)");
+            swapped(policy, self.env.goals)?
         } else {
-            (policy, self.policy)
+            policy
         };
         let needs = policy.needs();
         self.env.privileged |= needs.privileged;
@@ -123,10 +156,56 @@ impl PushtSuite {
             video_fps: spec.control_hz,
             frames: needs.frames(),
             n_action_steps: self.n_action_steps,
-            fingerprint: fingerprint(&spec),
+            min_ready,
+            fingerprint: {
+                let mut lines = fingerprint(&spec);
+                lines.append(&mut traits);
+                lines
+            },
             policy_label: label,
             policy,
         })
+    }
+}
+
+/// The observation type that shows a policy what it was trained on, and the side of its image.
+///
+/// # Errors
+/// [`BenchError::Usage`] where PushT has none.
+pub fn observation_of(policy: &VlaPolicy) -> Result<(PushtObs, Option<u32>), BenchError> {
+    let (io, cameras) = (policy.io(), policy.cameras());
+    let obs = match (cameras.len(), io.proprio.len()) {
+        (0, 5) => PushtObs::State,
+        (0, 18) => PushtObs::EnvironmentStateAgentPos,
+        (1, 0) => PushtObs::Pixels,
+        (1, 2) => PushtObs::PixelsAgentPos,
+        (looks, numbers) => {
+            return Err(BenchError::usage(format!(
+                "show PushT to this policy: it was trained on {looks} cameras and {numbers} numbers ({}); PushT shows 5 \
+                 (state) or 18 (environment_state_agent_pos) without a camera, or none (pixels) or 2 (pixels_agent_pos) \
+                 with one",
+                io.proprio.join(", ")
+            )));
+        }
+    };
+    let side = cameras.first().and_then(|name| io.cameras.get(name)).map(|size| size.height);
+    Ok((obs, side))
+}
+
+/// A camera that the environment and the policy call by different names: `(the environment's, the policy's)`. With one
+/// camera on both sides there is no doubt which is meant.
+pub fn camera_of(policy: &VlaPolicy, ours: &[String]) -> Option<(String, String)> {
+    match (ours, policy.cameras()) {
+        ([ours], [theirs]) if ours != theirs => Some((ours.clone(), theirs.clone())),
+        _ => None,
+    }
+}
+
+/// A checkpoint behind the environment's name for its camera.
+pub fn adapted(policy: VlaPolicy, camera: Option<(String, String)>) -> Box<dyn Policy> {
+    match camera {
+        Some((ours, theirs)) => Box::new(Presented::renamed(Box::new(policy), ours, theirs)),
+        None => Box::new(policy),
     }
 }
 

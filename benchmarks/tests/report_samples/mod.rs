@@ -13,6 +13,7 @@ use simloop_benchmarks::summary::{
     EpisodeRow, EvalSummary, Headline, Interval, MacroMean, Protocol, ProtocolNumber, RunningPoint,
     TaskRow, Throughput,
 };
+use simloop_benchmarks::timing::DecisionTimes;
 use simloop_envs::Frame;
 use simloop_trainers::{FaultNote, MetricRange, Status};
 
@@ -212,6 +213,7 @@ pub(crate) fn pusht() -> EvalSummary {
         env_steps_per_sec: Some(15_912.0),
         episodes_per_min: Some(173.4),
         secs_per_decision: Some(38e-6),
+        decision_times: DecisionTimes::of(&[(38e-6, 1), (76e-6, 2), (99e-6, 1)]),
     };
     summary.tasks = vec![task(0, "pusht", "Push the T-shaped block onto the T-shaped target.")];
     let mut rng = ChaCha8Rng::seed_from_u64(3);
@@ -303,6 +305,7 @@ pub(crate) fn libero(errors: u32) -> EvalSummary {
         env_steps_per_sec: Some(96.4),
         episodes_per_min: Some(4.06),
         secs_per_decision: Some(0.0012),
+        decision_times: None,
     };
     summary.notes = vec!["Task 5 was checked by the preflight: the bowl rests on the ramekin in all 50 initial states.".to_owned()];
     let mut rng = ChaCha8Rng::seed_from_u64(7);

@@ -61,12 +61,11 @@ impl Expert for PushtExpert {
         let velocity = Vec2::from(read::<2>(info, "agent_vel_px_per_s")?);
         let pose = Pose::from_origin(read::<3>(info, "block_pose")?);
         let named = Goal::of_instruction(&obs.instruction).map(|goal| goal.pose);
-        let goal = match named {
-            Some(pose) => pose,
-            None => {
-                let [x, y, angle] = read::<3>(info, "goal_pose")?;
-                Placed { x, y, angle }
-            }
+        let goal = if let Some(pose) = named {
+            pose
+        } else {
+            let [x, y, angle] = read::<3>(info, "goal_pose")?;
+            Placed { x, y, angle }
         };
         let goal = Target::new(goal);
         let target = if goal.is_solved(&pose) {
