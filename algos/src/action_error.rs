@@ -139,8 +139,8 @@ mod tests {
         error.add(&predicted, &demonstrated, &tensor(&[1., 1., 0.], &[1, 3])).unwrap();
         let metrics = error.finish();
         assert_eq!(metrics["val/action_mae"], (3. + 4. + 2.) / 4.);
-        assert_eq!(metrics["val/action_mse"], (9. + 16. + 4.) / 4.);
-        assert_eq!(metrics["val/trajectory_mse"], (25. + 4.) / 2.);
+        assert_eq!(metrics["val/action_mse"], 29. / 4.);
+        assert_eq!(metrics["val/trajectory_mse"], 29. / 2.);
         assert_eq!(metrics["val/first_step_error"], 5.0);
         assert_eq!(metrics["val/end_point_error"], 2.0);
         assert!(!metrics.contains_key("val/smoothness")); // no three real actions in a row
