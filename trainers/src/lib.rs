@@ -3,19 +3,27 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`mod@evaluate`] | the evaluation loop: every episode once, faults retried, results a function of the seed alone |
-//! | [`cli`] | command lines |
 //! | [`data`] | demonstrations: readers, windows, loaders |
+//! | [`checkpoint`], [`run`] | folders that are whole or not there; a run's folder |
+//! | [`observer`], [`observe`] | who watches: bar, metrics file, TensorBoard, report |
 //! | [`parity`] | models against recorded numbers of their references |
+//! | [`cli`] | command lines |
 //! | [`EpisodeRecord`] | what is kept of an episode |
 //! | [`stop`] | Ctrl-C and SIGTERM as a flag that loops look at |
 
+mod error;
+mod record;
+
+pub mod checkpoint;
 pub mod cli;
 pub mod data;
-mod error;
 pub mod evaluate;
+pub mod observe;
+pub mod observer;
 pub mod parity;
-mod record;
+pub mod run;
 pub mod stop;
+pub mod tensors;
 
 pub use error::TrainerError;
 pub use evaluate::{Episode, EvaluateOptions, evaluate};
