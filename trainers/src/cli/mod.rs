@@ -1,12 +1,17 @@
-//! The command line of `train`: parse, run, report.
+//! The command line of `train`: parse, build, run, report.
 //!
-//! Exit codes: 0 fine; 1 ran and failed; 2 could not run as asked.
+//! Exit codes: 0 fine; 1 ran and failed, or was interrupted (a checkpoint was saved, the last line says how to go on);
+//! 2 could not run as asked.
 
 pub mod parity;
+mod train;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::TrainerError;
 
 /// Learn robot policies from demonstrations.
 #[derive(Debug, Parser)]
@@ -18,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Behaviour cloning.
+    Bc(train::BcArgs),
     /// Compare models with recorded numbers of their references.
     Parity(parity::ParityArgs),
 }
@@ -27,11 +34,26 @@ enum Command {
 pub fn main() -> ExitCode {
     // Before anything asks libtorch about CUDA: its hooks are cached at the first question.
     simloop_policies::device::load_cuda();
-    let result = match Cli::parse().command {
-        Command::Parity(args) => parity::run(&args),
+    let cli = Cli::parse();
+    log_to_stderr();
+    let result = match cli.command {
+        Command::Bc(args) => train::bc(&args),
+        Command::Parity(args) => parity::run(&args)
+            .map_err(|e| TrainerError::config(format!("print the comparison: {e}"))),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("train: failed to {error:#}");
-        ExitCode::from(2)
+        eprintln!("train: failed to {error}");
+        ExitCode::from(error.exit_code())
     })
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SIMLOOP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
