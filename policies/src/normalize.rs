@@ -1,6 +1,6 @@
 //! Units to numbers of order one and back, dimension by dimension, with the statistics saved beside the policy.
 
-use ndarray::{ArrayView2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -162,12 +162,32 @@ impl Normalizer {
                         NormMode::Quantile => between(self.stats.q01[d], self.stats.q99[d]),
                         NormMode::Bounds => between(self.low[d], self.high[d]),
                     }
+                } else if matches!(self.mode, NormMode::MinMax | NormMode::Quantile)
+                    && self.stats.min[d] == self.stats.max[d]
+                {
+                    // OpenVLA sets dimensions that never move to 0 even where the mask leaves them alone.
+                    (self.stats.min[d], 1.0)
                 } else {
                     (0.0, 1.0)
                 };
                 (offset as f32, scale as f32)
             })
             .unzip()
+    }
+
+    /// Scales the rows of `[N, D]` in place, raw units to normalised; equal to [`Affine::normalize`] for numbers that are
+    /// not tensors yet. Columns beyond `D` are left alone.
+    pub fn normalize_rows(&self, mut rows: ArrayViewMut2<'_, f32>) {
+        let (offset, scale) = self.affine();
+        let clip = self.mode == NormMode::Quantile;
+        for mut row in rows.rows_mut() {
+            for (d, v) in row.iter_mut().enumerate().take(self.len()) {
+                *v = (*v - offset[d]) * scale[d];
+                if clip && self.mask[d] {
+                    *v = v.clamp(-1.0, 1.0);
+                }
+            }
+        }
     }
 
     /// The transform as tensors on `device`.
@@ -249,6 +269,35 @@ mod tests {
         let y = n.on(Device::Cpu).normalize(&Tensor::from_slice(&[100.0f32, 5.0, 7.0]));
         assert_eq!(y.double_value(&[0]), 1.0);
         assert_eq!(y.double_value(&[2]), 7.0);
+    }
+
+    /// The gripper never moved and is not scaled: OpenVLA's `BOUNDS_Q99` makes it 0, and back it is what it was.
+    #[test]
+    fn a_masked_dimension_that_never_moves_becomes_zero() {
+        let mut n = normalizer(NormMode::Quantile);
+        n.mask[1] = false;
+        let affine = n.on(Device::Cpu);
+        let y = affine.normalize(&Tensor::from_slice(&[0.0f32, 5.0, 1.0]));
+        assert_eq!(y.double_value(&[1]), 0.0);
+        assert_eq!(affine.denormalize(&y).double_value(&[1]), 5.0);
+    }
+
+    #[test]
+    fn rows_are_scaled_as_tensors_are() {
+        use NormMode::{Bounds, Identity, MeanStd, MinMax, Quantile};
+        let x = array![[-3.0f32, 5.0, 1.0], [19.0, 5.5, 0.5]];
+        for mode in [Identity, MeanStd, MinMax, Quantile, Bounds] {
+            let mut n = normalizer(mode);
+            n.mask[2] = false;
+            let mut rows = x.clone();
+            n.normalize_rows(rows.view_mut());
+            let tensor = Tensor::from_slice(x.as_slice().unwrap()).reshape([2, 3]);
+            let expected = n.on(Device::Cpu).normalize(&tensor);
+            for ((i, j), v) in rows.indexed_iter() {
+                let expected = expected.double_value(&[i as i64, j as i64]);
+                assert_eq!(f64::from(*v), expected, "{mode:?}");
+            }
+        }
     }
 
     #[test]
