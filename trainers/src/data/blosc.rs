@@ -275,84 +275,9 @@ fn transpose_bits(mut x: u64) -> u64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use super::super::zarr_writer::compress;
     use super::*;
-
-    /// The forward shuffle by its definition, bit by bit.
-    fn bit_shuffle(typesize: usize, src: &[u8]) -> Vec<u8> {
-        let n = src.len() / typesize;
-        if n % 8 != 0 {
-            return src.to_vec();
-        }
-        let mut out = vec![0; src.len()];
-        out[n * typesize..].copy_from_slice(&src[n * typesize..]);
-        for i in 0..n {
-            for b in 0..typesize {
-                for k in 0..8 {
-                    let bit = src[i * typesize + b] >> k & 1;
-                    out[(8 * b + k) * (n / 8) + i / 8] |= bit << (i % 8);
-                }
-            }
-        }
-        out
-    }
-
-    fn byte_shuffle(typesize: usize, src: &[u8]) -> Vec<u8> {
-        let n = src.len() / typesize;
-        let mut out = src.to_vec();
-        for i in 0..n {
-            for b in 0..typesize {
-                out[b * n + i] = src[i * typesize + b];
-            }
-        }
-        out
-    }
-
-    /// A writer for tests: `shuffle` 0 none, 1 bytes, 2 bits; codec 1 lz4, 4 zstd.
-    pub(crate) fn compress(
-        raw: &[u8],
-        typesize: usize,
-        shuffle: u8,
-        codec: u8,
-        block: usize,
-        split: bool,
-    ) -> Vec<u8> {
-        let blocks = raw.len().div_ceil(block);
-        let flags =
-            [0, 0b1, 0b100][usize::from(shuffle)] | codec << 5 | if split { 0 } else { 0b1_0000 };
-        let mut frame = vec![2, 1, flags, typesize as u8];
-        for size in [raw.len(), block, 0] {
-            frame.extend((size as u32).to_le_bytes());
-        }
-        frame.resize(HEADER + 4 * blocks, 0);
-        for (i, part) in raw.chunks(block).enumerate() {
-            let start = frame.len() as u32;
-            frame[HEADER + 4 * i..][..4].copy_from_slice(&start.to_le_bytes());
-            let shuffled = match shuffle {
-                1 if typesize > 1 => byte_shuffle(typesize, part),
-                2 => bit_shuffle(typesize, part),
-                _ => part.to_vec(),
-            };
-            let splits =
-                if split && part.len() == block && typesize <= 16 && block / typesize >= 128 {
-                    typesize
-                } else {
-                    1
-                };
-            for stream in shuffled.chunks(shuffled.len() / splits) {
-                let packed = match codec {
-                    1 => lz4_flex::block::compress(stream),
-                    _ => zstd::bulk::compress(stream, 3).unwrap(),
-                };
-                let packed = if packed.len() < stream.len() { &packed } else { stream };
-                frame.extend((packed.len() as u32).to_le_bytes());
-                frame.extend(packed);
-            }
-        }
-        let len = frame.len() as u32;
-        frame[12..16].copy_from_slice(&len.to_le_bytes());
-        frame
-    }
 
     fn sample(len: usize) -> Vec<u8> {
         (0..len).map(|i| ((i * i) >> 3) as u8 & if i % 4 == 3 { 0x40 } else { 0xff }).collect()

@@ -89,3 +89,144 @@ fn mirror_frame(mut frame: ArrayViewMut3<'_, u8>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array1, Array2, Array3, Array5};
+    use simloop_envs::pusht::{CAMERA, PushtConfig, PushtEnv, PushtObs};
+    use simloop_envs::{Env, Observation, ResetOptions};
+    use std::collections::BTreeMap;
+
+    fn env(obs: PushtObs) -> PushtEnv {
+        PushtEnv::new(PushtConfig { obs, ..PushtConfig::default() }).unwrap()
+    }
+
+    /// The exact state (agent, its velocity, block, angle) mirrored.
+    fn mirror_state(s: [f64; 7]) -> [f64; 7] {
+        let pi_2 = std::f64::consts::FRAC_PI_2;
+        [512.0 - s[1], 512.0 - s[0], -s[3], -s[2], 512.0 - s[5], 512.0 - s[4], pi_2 - s[6]]
+    }
+
+    fn at(obs: PushtObs, state: [f64; 7]) -> (PushtEnv, Observation) {
+        let mut env = env(obs);
+        let options = ResetOptions { state: Some(state.to_vec()), ..ResetOptions::default() };
+        let (seen, _) = env.reset(Some(0), &options).unwrap();
+        (env, seen)
+    }
+
+    fn mirrored(obs: &Observation) -> Array1<f32> {
+        let mut row = obs.proprio.to_owned();
+        mirror_proprio(row.view_mut());
+        row.to_owned()
+    }
+
+    fn distance(a: &Array1<f32>, b: &Observation) -> f32 {
+        let state = a.len() == 5;
+        let differ = |(i, (a, b)): (usize, (&f32, &f32))| match (i, (a - b).abs()) {
+            // The angle of a state; 0 and 2 pi are one.
+            (4, d) if state => d.min(TAU - d),
+            (_, d) => d,
+        };
+        a.iter().zip(&b.proprio).enumerate().map(differ).fold(0.0, f32::max)
+    }
+
+    const STATES: [[f64; 7]; 4] = [
+        [100.0, 400.0, 0.0, 0.0, 200.0, 300.0, 0.3],
+        [300.0, 120.0, 5.0, -9.0, 250.0, 230.0, 4.0],
+        [222.0, 97.0, 0.0, 0.0, 222.0, 300.0, -2.9],
+        [256.0, 400.0, 0.0, 0.0, 256.0, 256.0, std::f64::consts::FRAC_PI_4],
+    ];
+
+    #[test]
+    fn numbers_mirror_to_what_the_environment_shows_of_the_mirrored_state() {
+        use PushtObs::{EnvironmentStateAgentPos, PixelsAgentPos, State};
+        for state in STATES {
+            for obs in [State, EnvironmentStateAgentPos, PixelsAgentPos] {
+                let (_, here) = at(obs, state);
+                let (_, there) = at(obs, mirror_state(state));
+                let error = distance(&mirrored(&here), &there);
+                assert!(error < 1e-3, "{obs:?} {state:?}: {error}");
+            }
+            // Without the swaps, keypoints do not belong to any T that the environment would list so.
+            let (_, here) = at(EnvironmentStateAgentPos, state);
+            let mut plain = here.proprio.to_owned();
+            mirror_points(plain.view_mut());
+            let (_, there) = at(EnvironmentStateAgentPos, mirror_state(state));
+            assert!(distance(&plain.to_owned(), &there) > 10.0);
+        }
+    }
+
+    #[test]
+    fn pictures_mirror_to_the_picture_of_the_mirrored_state() {
+        for state in STATES {
+            let (_, here) = at(PushtObs::Pixels, state);
+            let (_, there) = at(PushtObs::Pixels, mirror_state(state));
+            let mut frame = here.images[CAMERA].to_owned();
+            let difference = |f: &Array3<u8>| -> f32 {
+                let d = f.iter().zip(&there.images[CAMERA]).map(|(a, b)| f32::from(a.abs_diff(*b)));
+                d.sum::<f32>() / f.len() as f32
+            };
+            let before = difference(&frame);
+            mirror_frame(frame.view_mut());
+            let after = difference(&frame);
+            // The arena's border is off by a pixel of 512 and edges are drawn from the upper left.
+            assert!(after < 2.0, "{after}, {before} without");
+        }
+    }
+
+    #[test]
+    fn a_mirrored_rollout_stays_the_mirror_image() {
+        // Pushes against bar and stem: the block moves by tens of pixels.
+        let pushes: [([f64; 7], [f64; 2]); 2] = [
+            ([120.0, 300.0, 0.0, 0.0, 250.0, 290.0, 0.4], [260.0, 330.0]),
+            ([300.0, 120.0, 0.0, 0.0, 280.0, 220.0, 1.2], [260.0, 280.0]),
+        ];
+        for (state, target) in pushes {
+            let obs = PushtObs::EnvironmentStateAgentPos;
+            let (mut a, start) = at(obs, state);
+            let (mut b, _) = at(obs, mirror_state(state));
+            let mut moved = 0.0f32;
+            for t in 1..=12 {
+                let share = f64::from(t) / 12.0;
+                let go = |k: usize| (state[k] + share * (target[k] - state[k])) as f32;
+                let action = Array1::from(vec![go(0), go(1)]);
+                let mut other = action.clone();
+                mirror_points(other.view_mut());
+                let here = a.step(action.view(), false).unwrap().obs;
+                let there = b.step(other.view(), false).unwrap().obs;
+                let error = distance(&mirrored(&here), &there);
+                assert!(error < 0.5, "step {t} of {state:?}: {error} px");
+                moved = moved.max((here.proprio[0] - start.proprio[0]).abs());
+            }
+            assert!(moved > 10.0, "{moved}");
+        }
+    }
+
+    #[test]
+    fn twice_mirrored_is_unchanged_and_only_the_sample_is_touched() {
+        let pixel = |(i, t, y, x, c): (usize, usize, usize, usize, usize)| {
+            (i * 99 + t * 50 + y * 16 + x * 4 + c) as u8
+        };
+        let number = |(i, t, p): (usize, usize, usize)| (i * 100 + t * 10 + p) as f32 / 100.0;
+        for p in [0, 2, 5, 18] {
+            let batch = DemoBatch {
+                images: BTreeMap::from([(
+                    "pixels".to_owned(),
+                    Array5::from_shape_fn((2, 2, 4, 4, 3), pixel),
+                )]),
+                proprio: Array3::from_shape_fn((2, 2, p), number),
+                instructions: vec!["go".into(); 2],
+                actions: Array3::from_shape_fn((2, 3, 2), number),
+                valid: Array2::ones((2, 3)),
+            };
+            let mut twice = batch.clone();
+            mirror_sample(&mut twice, 1).unwrap();
+            assert_ne!(twice.actions, batch.actions);
+            assert_eq!(twice.actions.index_axis(Axis(0), 0), batch.actions.index_axis(Axis(0), 0));
+            mirror_sample(&mut twice, 1).unwrap();
+            assert_eq!(twice.images, batch.images);
+            assert!((&twice.proprio - &batch.proprio).iter().all(|d| d.abs() < 1e-4));
+        }
+    }
+}

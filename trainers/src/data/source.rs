@@ -76,6 +76,14 @@ pub trait DemoSource: Send + Sync {
     /// # Errors
     /// [`DataError`] naming the file and the episode.
     fn read(&self, episode: usize, images: bool) -> Result<DemoEpisode, DataError>;
+
+    /// What a user should know about this data set that its episodes do not show; for `data inspect`.
+    ///
+    /// # Errors
+    /// As [`DemoSource::read`].
+    fn notes(&self) -> Result<Vec<String>, DataError> {
+        Ok(Vec::new())
+    }
 }
 
 impl DemoEpisode {
@@ -132,6 +140,14 @@ impl Frames {
 
 /// The most pixels that a frame in a file may have: 64 MB of RGB.
 const MAX_PIXELS: u64 = 64 << 20;
+
+/// The size of a PNG or JPEG, from its header.
+pub(super) fn frame_size(file: &[u8]) -> Result<ImageSpace, String> {
+    let reader = image::ImageReader::new(std::io::Cursor::new(file)).with_guessed_format();
+    let (width, height) =
+        reader.map_err(|e| e.to_string())?.into_dimensions().map_err(|e| e.to_string())?;
+    Ok(ImageSpace { height, width })
+}
 
 /// Decodes a PNG or JPEG to RGB.
 ///

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use simloop_policies::normalize::Stats;
+use simloop_policies::normalize::{NormMode, Normalizer, Stats};
 
 use super::{DataError, WindowDataset};
 
@@ -41,6 +41,18 @@ impl DataStatistics {
             proprio: stats(data.proprio())?,
             num_trajectories: data.episodes().len() as u64,
         })
+    }
+
+    /// A normaliser of actions, by the mask.
+    pub fn action_normalizer(&self, mode: NormMode) -> Normalizer {
+        let mut normalizer = Normalizer::new(mode, self.action.clone(), Vec::new(), Vec::new());
+        normalizer.mask.clone_from(&self.action_mask);
+        normalizer
+    }
+
+    /// A normaliser of proprio.
+    pub fn proprio_normalizer(&self, mode: NormMode) -> Normalizer {
+        Normalizer::new(mode, self.proprio.clone(), Vec::new(), Vec::new())
     }
 }
 
@@ -108,6 +120,17 @@ pub fn save_statistics(
     path: &Path,
     all: &BTreeMap<String, DataStatistics>,
 ) -> Result<(), DataError> {
+    let text = statistics_json(all)?;
+    let half = path.with_extension("json.partial");
+    fs::write(&half, text).map_err(DataError::io("write", &half))?;
+    fs::rename(&half, path).map_err(DataError::io("write", path))
+}
+
+/// The text that [`save_statistics`] writes.
+///
+/// # Errors
+/// [`DataError::Unsupported`] for a number that JSON does not have.
+pub fn statistics_json(all: &BTreeMap<String, DataStatistics>) -> Result<String, DataError> {
     let entry = |s: &DataStatistics| Entry {
         action: Vector::new(&s.action, Some(&s.action_mask)),
         proprio: Some(Vector::new(&s.proprio, None)),
@@ -115,11 +138,7 @@ pub fn save_statistics(
         num_trajectories: s.num_trajectories,
     };
     let file = File(all.iter().map(|(name, s)| (name.clone(), entry(s))).collect());
-    let text =
-        serde_json::to_string_pretty(&file).map_err(|e| DataError::unsupported(e.to_string()))?;
-    let half = path.with_extension("json.partial");
-    fs::write(&half, text).map_err(DataError::io("write", &half))?;
-    fs::rename(&half, path).map_err(DataError::io("write", path))
+    serde_json::to_string_pretty(&file).map_err(|e| DataError::unsupported(e.to_string()))
 }
 
 /// Reads a file that [`save_statistics`] or OpenVLA wrote (`dataset_statistics.json`, or the `norm_stats` of a model's

@@ -46,6 +46,10 @@ pub struct WindowOptions {
     pub pad_after: Option<usize>,
     /// Cameras to load; none for a policy of numbers.
     pub cameras: Vec<String>,
+    /// Frames are brought to this height and width, bilinear with antialiasing.
+    pub resize: Option<[u32; 2]>,
+    /// Whether a camera that the source does not have is black, as in OpenVLA's mixtures; it needs `resize`.
+    pub black_if_missing: bool,
     /// Bytes of frames kept in memory.
     pub cache_bytes: usize,
 }
@@ -58,6 +62,8 @@ impl Default for WindowOptions {
             align: Align::Current,
             pad_after: None,
             cameras: Vec::new(),
+            resize: None,
+            black_if_missing: false,
             cache_bytes: 1 << 30, // all frames of PushT are 0.71 GB
         }
     }
@@ -220,23 +226,39 @@ impl WindowDataset {
         }
     }
 
+    /// Height and width of a camera's frames as they are handed out.
+    fn size(&self, camera: &str) -> (usize, usize) {
+        if let Some([h, w]) = self.options.resize {
+            return (h as usize, w as usize);
+        }
+        self.spec().cameras.get(camera).map_or((0, 0), |s| (s.height as usize, s.width as usize))
+    }
+
     /// The `T_o` frames of a camera, oldest first.
     fn frames(&self, place: Place, camera: &str) -> Result<Vec<Frame>, DataError> {
+        let Some(size) = self.spec().cameras.get(camera).copied() else {
+            let frame = Frame::zeros((self.size(camera).0, self.size(camera).1, 3));
+            return Ok(vec![frame; self.options.n_obs_steps]);
+        };
         let episode = self.episodes[place.slot as usize];
         let all = self.cache.get(episode)?;
         let wrong =
             |detail: String| broken(self.spec(), episode, format!("camera `{camera}`: {detail}"));
         let frames = all.get(camera).ok_or_else(|| wrong("it has no frames".to_owned()))?;
-        let size = self.spec().cameras.get(camera).copied();
         (0..self.options.n_obs_steps)
             .map(|k| {
                 let t = (place.step as usize + 1 + k).saturating_sub(self.options.n_obs_steps);
                 let frame = frames.get(t).map_err(|e| wrong(format!("step {t}: {e}")))?;
                 let (h, w, _) = frame.dim();
-                match size {
-                    Some(s) if (s.height as usize, s.width as usize) == (h, w) => Ok(frame),
-                    _ => Err(wrong(format!("step {t}: its frame is {h}x{w}, expected {size:?}"))),
+                if (size.height as usize, size.width as usize) != (h, w) {
+                    return Err(wrong(format!(
+                        "step {t}: its frame is {h}x{w}, expected {size:?}"
+                    )));
                 }
+                Ok(match self.size(camera) {
+                    wanted if wanted == (h, w) => frame,
+                    wanted => resized(&frame, wanted),
+                })
             })
             .collect()
     }
@@ -331,8 +353,7 @@ impl Dataset for WindowDataset {
         }
         let mut images = BTreeMap::new();
         for camera in &self.options.cameras {
-            let size = self.spec().cameras[camera];
-            let (h, w) = (size.height as usize, size.width as usize);
+            let (h, w) = self.size(camera);
             let mut pixels = vec![0u8; b * t_o * h * w * 3];
             let mut slots = pixels.chunks_exact_mut(h * w * 3);
             for &index in indices {
@@ -355,6 +376,17 @@ impl Dataset for WindowDataset {
             valid: shaped(Array2::from_shape_vec((b, t_p), valid))?,
         })
     }
+}
+
+fn resized(frame: &Frame, (h, w): (usize, usize)) -> Frame {
+    let (old_h, old_w, _) = frame.dim();
+    let pixels: Vec<u8> = frame.iter().copied().collect();
+    let small = image::RgbImage::from_raw(old_w as u32, old_h as u32, pixels).map(|image| {
+        let filter = image::imageops::FilterType::Triangle;
+        image::imageops::resize(&image, w as u32, h as u32, filter).into_raw()
+    });
+    let frame = small.and_then(|pixels| Array3::from_shape_vec((h, w, 3), pixels).ok());
+    frame.map_or_else(|| Frame::zeros((h, w, 3)), Array3::into_shared)
 }
 
 fn shaped<T>(array: Result<T, ndarray::ShapeError>) -> Result<T, DataError> {
@@ -381,7 +413,12 @@ fn check(
             options.chunk_size, options.n_obs_steps
         ));
     }
-    if let Some(camera) = options.cameras.iter().find(|c| !spec.cameras.contains_key(*c)) {
+    if options.resize.is_some_and(|[h, w]| h == 0 || w == 0 || h > 4096 || w > 4096) {
+        return refuse("`resize` must lie in 1 to 4096 px".to_owned());
+    }
+    let black = options.black_if_missing && options.resize.is_some();
+    let missing = |c: &&String| !black && !spec.cameras.contains_key(*c);
+    if let Some(camera) = options.cameras.iter().find(missing) {
         return refuse(format!(
             "`{}` has no camera `{camera}`; it has {:?}",
             spec.location,

@@ -250,37 +250,9 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, DataError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::blosc::tests::compress;
+mod tests {
+    use super::super::zarr_writer::write;
     use super::*;
-
-    /// Writes an f4 or i8 array for tests, Blosc zstd with bit shuffle.
-    pub(crate) fn write(
-        folder: &Path,
-        dtype: &str,
-        shape: &[usize],
-        rows_per_chunk: usize,
-        bytes: &[u8],
-    ) {
-        fs::create_dir_all(folder).unwrap();
-        let mut chunks = shape.to_vec();
-        chunks[0] = rows_per_chunk;
-        let description = serde_json::json!({
-            "zarr_format": 2, "shape": shape, "chunks": chunks, "dtype": dtype, "order": "C", "filters": null,
-            "fill_value": 0, "compressor": {"id": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 2, "blocksize": 0},
-        });
-        fs::write(folder.join(".zarray"), description.to_string()).unwrap();
-        let size = Dtype::parse(dtype).unwrap().size();
-        let row = shape[1..].iter().product::<usize>() * size;
-        for (i, part) in bytes.chunks(rows_per_chunk * row).enumerate() {
-            let mut part = part.to_vec();
-            part.resize(rows_per_chunk * row, 0);
-            let name =
-                std::iter::once(i.to_string()).chain(shape[1..].iter().map(|_| "0".to_owned()));
-            let name = name.collect::<Vec<_>>().join(".");
-            fs::write(folder.join(name), compress(&part, size, 2, 4, 1 << 16, false)).unwrap();
-        }
-    }
 
     #[test]
     fn numbers_come_back_without_the_padding_of_the_last_chunk() {

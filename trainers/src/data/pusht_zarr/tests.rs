@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::zarr::tests::write;
+use crate::data::zarr_writer::{write, write_pusht};
 use std::fs;
 
 /// The real store, where it is there.
@@ -128,13 +128,7 @@ fn frames_and_numbers_are_those_of_the_environment() {
 
 /// A small store: episodes of 3 and 4 steps, 4x4 frames.
 fn small(folder: &Path) {
-    let floats = |n: usize| (0..n).flat_map(|v| (v as f32).to_le_bytes()).collect::<Vec<u8>>();
-    let ends: Vec<u8> = [3i64, 7].iter().flat_map(|v| v.to_le_bytes()).collect();
-    write(&folder.join("meta/episode_ends"), "<i8", &[2], 8, &ends);
-    write(&folder.join("data/state"), "<f4", &[7, 5], 4, &floats(35));
-    write(&folder.join("data/action"), "<f4", &[7, 2], 4, &floats(14));
-    let pixels: Vec<u8> = (0..7 * 48).flat_map(|v| ((v % 251) as f32).to_le_bytes()).collect();
-    write(&folder.join("data/img"), "<f4", &[7, 4, 4, 3], 2, &pixels);
+    write_pusht(folder, &[3, 4], 4);
 }
 
 #[test]

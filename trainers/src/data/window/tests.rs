@@ -104,6 +104,22 @@ fn a_batch_equals_its_samples_stacked() {
 }
 
 #[test]
+fn frames_are_resized_and_a_missing_camera_is_black() {
+    let options = WindowOptions {
+        chunk_size: 2,
+        cameras: vec!["eye".to_owned(), "wrist".to_owned()],
+        resize: Some([5, 3]),
+        black_if_missing: true,
+        ..WindowOptions::default()
+    };
+    let batch = windows(&[4], options).batch(&[2, 0]).unwrap();
+    assert_eq!(batch.images["eye"].dim(), (2, 1, 5, 3, 3));
+    assert!(batch.images["eye"].index_axis(Axis(0), 0).iter().all(|v| *v == 2));
+    assert!(batch.images["wrist"].iter().all(|v| *v == 0));
+    assert_eq!(batch.images["wrist"].dim(), (2, 1, 5, 3, 3));
+}
+
+#[test]
 fn chosen_episodes_are_the_only_ones() {
     let source = Arc::new(Counting::new(&[4, 5, 6]));
     let data = WindowDataset::new(source, vec![2, 0], WindowOptions::default()).unwrap();
