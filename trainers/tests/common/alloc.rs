@@ -1,45 +1,57 @@
-//! The largest single allocation of a stretch of a test: install [`Counting`] as the binary's global allocator.
+//! An allocator that remembers the largest request, for tests of readers on damaged files.
 //!
-//! Memory of C and C++ code (openh264, zstd) is not seen.
+//! A test binary declares it with `#[path = "common/alloc.rs"] mod alloc;` and
+//! `#[global_allocator] static ALLOCATOR: alloc::Largest = alloc::Largest;`.
+
+#![expect(
+    unsafe_code,
+    reason = "GlobalAlloc is an unsafe trait; every call is passed on to the system's"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts what the system allocator is asked for.
-pub struct Counting;
+/// The system's allocator with a memory.
+pub(crate) struct Largest;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
-#[expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
-// SAFETY: every call is the system allocator's own, with its arguments unchanged.
-unsafe impl GlobalAlloc for Counting {
+/// The largest request since the last call, bytes, over all threads.
+pub(crate) fn take_largest() -> usize {
+    LARGEST.swap(0, Ordering::Relaxed)
+}
+
+/// The bound of the project's bar: twice the file and 100 MB.
+pub(crate) fn bound(file: usize) -> usize {
+    2 * file + 100_000_000
+}
+
+fn remember(size: usize) {
+    LARGEST.fetch_max(size, Ordering::Relaxed);
+}
+
+// SAFETY: every method passes its arguments unchanged to `System`, which keeps the contract.
+unsafe impl GlobalAlloc for Largest {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
+        remember(layout.size());
+        // SAFETY: the caller keeps `GlobalAlloc`'s contract, which is `System`'s.
         unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        remember(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        remember(new_size);
+        // SAFETY: as above.
+        unsafe { System.realloc(ptr, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(ptr, layout) }
     }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        LARGEST.fetch_max(new_size, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-}
-
-/// What `run` returns, and the bytes of the largest allocation that any thread made meanwhile.
-pub fn largest<T>(run: impl FnOnce() -> T) -> (T, usize) {
-    LARGEST.store(0, Ordering::Relaxed);
-    let result = run();
-    (result, LARGEST.load(Ordering::Relaxed))
 }
