@@ -132,6 +132,18 @@ fn small(folder: &Path) {
 }
 
 #[test]
+fn pixels_are_rounded_as_numpy_does_and_nothing_else_is_a_pixel() {
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let all: Vec<f32> = (0..=255u8).map(f32::from).collect();
+    assert_eq!(pixels(&bytes(&all)), Some((0..=255).collect()));
+    // np.rint: 0.5 and 2.5 go to even.
+    assert_eq!(pixels(&bytes(&[0.4, 0.5, 1.5, 2.5, 254.6])), Some(vec![0, 0, 2, 2, 255]));
+    for wrong in [-0.1, 255.1, f32::NAN, f32::INFINITY] {
+        assert_eq!(pixels(&bytes(&[1.0, wrong])), None);
+    }
+}
+
+#[test]
 fn episodes_cross_chunks() {
     let folder = tempfile::tempdir().unwrap();
     small(folder.path());

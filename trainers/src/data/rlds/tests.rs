@@ -216,7 +216,8 @@ fn the_bridge_sample_standardises_to_openvlas_golden_numbers() {
         ] {
             for (g, e) in got.iter().zip(&theirs[name]) {
                 // The golden mean and deviation were summed in f32.
-                assert!((g - e.as_f64().unwrap()).abs() < 5e-7, "{name}: {g} {e}");
+                let tolerance = if name == "mean" || name == "std" { 1e-6 } else { 1e-7 };
+                assert!((g - e.as_f64().unwrap()).abs() < tolerance, "{name}: {g} {e}");
             }
         }
     }
