@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Device;
 
+use crate::text::Tokenizer;
 use crate::vla::{Normalizers, PolicyIo, VlaConfig, VlaPolicy};
 use crate::{ImitationModel as _, PolicyError, safetensors_io};
 
@@ -25,6 +26,8 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// The normalisers' file.
 pub const NORMALIZER_FILE: &str = "normalizer.json";
+/// The tokenizer's file, only where the policy reads.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The version of this layout.
 pub const FORMAT: &str = "simloop-policy-v1";
 
@@ -52,6 +55,9 @@ pub fn save_policy(policy: &VlaPolicy, dir: &Path) -> Result<(), PolicyError> {
     };
     write_json(&dir.join(CONFIG_FILE), &file)?;
     write_json(&dir.join(NORMALIZER_FILE), policy.normalizers())?;
+    if let Some(tokenizer) = policy.tokenizer() {
+        tokenizer.save(&dir.join(TOKENIZER_FILE))?;
+    }
     safetensors_io::save(&dir.join(WEIGHTS_FILE), &policy.params().snapshot())
 }
 
@@ -76,7 +82,10 @@ pub fn load_policy(dir: &Path, device: Device) -> Result<VlaPolicy, PolicyError>
     }
     let normalizers: Normalizers = read_json(&dir.join(NORMALIZER_FILE))?;
     let weights = safetensors_io::load(&dir.join(WEIGHTS_FILE))?;
-    let mut policy = VlaPolicy::new(file.policy, file.io, normalizers, device, 0)?;
+    let tokenizer = dir.join(TOKENIZER_FILE);
+    let tokenizer = tokenizer.is_file().then(|| Tokenizer::load(&tokenizer)).transpose()?;
+    let mut policy =
+        VlaPolicy::with_tokenizer(file.policy, file.io, normalizers, tokenizer, device, 0)?;
     policy
         .params()
         .load(&weights)
@@ -98,8 +107,11 @@ pub fn is_policy(dir: &Path) -> bool {
 /// [`PolicyError::Config`] naming the file that cannot be read.
 pub fn fingerprint(dir: &Path) -> Result<String, PolicyError> {
     let mut hasher = Sha256::new();
-    for name in [CONFIG_FILE, NORMALIZER_FILE, WEIGHTS_FILE] {
+    for name in [CONFIG_FILE, NORMALIZER_FILE, TOKENIZER_FILE, WEIGHTS_FILE] {
         let path = dir.join(name);
+        if name == TOKENIZER_FILE && !path.exists() {
+            continue;
+        }
         let bytes = fs::read(&path).map_err(|e| config_error(&path, &e.to_string()))?;
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes);

@@ -31,6 +31,7 @@ use crate::fusion::{Fusion, FusionConfig, Modality};
 use crate::heads::{Head, HeadConfig, HeadShape};
 use crate::nn::Params;
 use crate::normalize::{Affine, NormMode, Normalizer, Stats};
+use crate::text::{TextConfig, Tokenizer};
 use crate::{
     ActMode, ActRequest, ImitationBatch, ImitationModel, Needs, NoiseStream, ObsBatch, Policy,
     PolicyError, PolicyStep,
@@ -87,6 +88,8 @@ pub struct VlaConfig {
     pub state: StateConfig,
     /// Images to tokens.
     pub vision: VisionConfig,
+    /// Instruction to tokens.
+    pub text: TextConfig,
     /// Tokens to one context.
     pub fusion: FusionConfig,
     /// Context to chunk.
@@ -109,6 +112,7 @@ impl Default for VlaConfig {
             crop: None,
             state: StateConfig::default(),
             vision: VisionConfig::default(),
+            text: TextConfig::default(),
             fusion: FusionConfig::default(),
             head: HeadConfig::default(),
         }
@@ -226,6 +230,7 @@ pub struct VlaPolicy {
     config: VlaConfig,
     io: PolicyIo,
     normalizers: Normalizers,
+    tokenizer: Option<Tokenizer>,
     params: Params,
     encoders: Vec<Box<dyn Encoder>>,
     fusion: Box<dyn Fusion>,
@@ -246,6 +251,21 @@ impl VlaPolicy {
         config: VlaConfig,
         io: PolicyIo,
         normalizers: Normalizers,
+        device: Device,
+        seed: u64,
+    ) -> Result<Self, PolicyError> {
+        Self::with_tokenizer(config, io, normalizers, None, device, seed)
+    }
+
+    /// As [`VlaPolicy::new`], for a policy that reads its instruction.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for parts that do not fit together.
+    pub fn with_tokenizer(
+        config: VlaConfig,
+        io: PolicyIo,
+        normalizers: Normalizers,
+        tokenizer: Option<Tokenizer>,
         device: Device,
         seed: u64,
     ) -> Result<Self, PolicyError> {
@@ -278,6 +298,10 @@ impl VlaPolicy {
         let encoders: Vec<Box<dyn Encoder>> = [
             config.state.build(&root.sub("state"), io.proprio.len() as i64, t_o)?,
             config.vision.build(&root.sub("vision"), &cameras, t_o)?,
+            config
+                .text
+                .build(&root.sub("text"), tokenizer.as_ref())?
+                .map(|encoder| Box::new(encoder) as Box<dyn Encoder>),
         ]
         .into_iter()
         .flatten()
@@ -308,6 +332,7 @@ impl VlaPolicy {
             config,
             io,
             normalizers,
+            tokenizer,
             params,
             encoders,
             fusion,
@@ -328,6 +353,11 @@ impl VlaPolicy {
     /// Its normalisers.
     pub fn normalizers(&self) -> &Normalizers {
         &self.normalizers
+    }
+
+    /// What cuts its instruction into tokens, if it reads.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
     }
 
     /// Gives it a name for reports.

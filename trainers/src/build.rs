@@ -7,15 +7,16 @@ use simloop_algos::bc::{Bc, Metrics};
 use simloop_envs::SeedTree;
 use simloop_policies::checkpoint::{WEIGHTS_FILE, save_policy};
 use simloop_policies::encoders::VisionConfig;
+use simloop_policies::text::{TextConfig, Tokenizer};
 use simloop_policies::vla::{self, Normalizers, PolicyIo, VlaPolicy};
 use simloop_policies::{ImitationModel as _, safetensors_io};
 use tch::Device;
 
 use crate::TrainerError;
 use crate::acting::Acting;
-use crate::config::{DataConfig, DataFormat, DeviceChoice, RunConfig};
+use crate::config::{DataConfig, DeviceChoice, RunConfig};
 use crate::data::{
-    Align, DataStatistics, Dataset as _, DemoSource, LoaderConfig, PushtZarr, SourceSpec,
+    self, Align, DataStatistics, Dataset as _, DemoSource, LoaderConfig, OpenOptions, SourceSpec,
     WindowDataset, WindowOptions, split,
 };
 use crate::offline::{LoopOptions, Surroundings};
@@ -57,9 +58,8 @@ pub fn device(choice: DeviceChoice) -> Result<Device, TrainerError> {
 /// # Errors
 /// [`TrainerError::Data`] naming what is missing or broken.
 pub fn open_source(config: &DataConfig) -> Result<Arc<dyn DemoSource>, TrainerError> {
-    Ok(match config.format {
-        DataFormat::PushtZarr => Arc::new(PushtZarr::open(&config.path, config.obs)?),
-    })
+    let options = OpenOptions { pusht_obs: config.obs, ..OpenOptions::default() };
+    Ok(data::open_source(&config.path, &options)?)
 }
 
 /// Puts the parts of a run together.
@@ -90,8 +90,15 @@ pub fn build(config: &RunConfig) -> Result<Parts, TrainerError> {
     let statistics = DataStatistics::of(&train)?;
     let normalizers = Normalizers::fit(&config.policy, statistics.proprio, statistics.action)?;
     let seed = SeedTree::new(config.seed).child("weights").seed();
-    let policy =
-        VlaPolicy::new(config.policy.clone(), policy_io(&spec), normalizers, device, seed)?;
+    let tokenizer = tokenizer(&config.policy, config.data.vocabulary, source.as_ref())?;
+    let policy = VlaPolicy::with_tokenizer(
+        config.policy.clone(),
+        policy_io(&spec),
+        normalizers,
+        tokenizer,
+        device,
+        seed,
+    )?;
 
     if let Some(path) = &config.init_from {
         let file = if path.is_dir() { path.join(WEIGHTS_FILE) } else { path.clone() };
@@ -145,6 +152,19 @@ pub fn build(config: &RunConfig) -> Result<Parts, TrainerError> {
     Ok(Parts { bc, train, loader, validation, around, options })
 }
 
+/// A vocabulary learned from every instruction of the data; `None` for a policy that does not read.
+fn tokenizer(
+    policy: &vla::VlaConfig,
+    size: usize,
+    source: &dyn DemoSource,
+) -> Result<Option<Tokenizer>, TrainerError> {
+    if policy.text == TextConfig::None {
+        return Ok(None);
+    }
+    let texts = source.episodes().iter().map(|episode| episode.instruction.as_ref());
+    Ok(Some(Tokenizer::train(texts, size)?))
+}
+
 fn window_options(config: &RunConfig, spec: &SourceSpec) -> WindowOptions {
     let policy = &config.policy;
     WindowOptions {
@@ -160,6 +180,7 @@ fn window_options(config: &RunConfig, spec: &SourceSpec) -> WindowOptions {
             _ => spec.cameras.keys().cloned().collect(),
         },
         cache_bytes: config.data.cache_bytes,
+        ..WindowOptions::default()
     }
 }
 

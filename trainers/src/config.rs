@@ -75,23 +75,12 @@ impl Default for RunConfig {
     }
 }
 
-/// Formats of demonstrations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DataFormat {
-    /// diffusion_policy's PushT.
-    #[default]
-    PushtZarr,
-}
-
 /// The demonstrations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// The file or folder, relative to where the program runs.
+    /// The file or folder, relative to where the program runs; its format is known by its files.
     pub path: PathBuf,
-    /// Its format.
-    pub format: DataFormat,
     /// What a PushT policy sees.
     pub obs: PushtObs,
     /// The most steps that a chunk may reach past the end of its episode; without it every step is a sample.
@@ -108,13 +97,14 @@ pub struct DataConfig {
     pub prefetch: usize,
     /// Bytes of frames kept in memory.
     pub cache_bytes: usize,
+    /// The most tokens in the vocabulary that a policy which reads learns from the instructions.
+    pub vocabulary: usize,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
             path: PathBuf::new(),
-            format: DataFormat::default(),
             obs: PushtObs::State,
             pad_after: None,
             validation_fraction: 0.02, // diffusion_policy, config/task/pusht_lowdim.yaml: val_ratio
@@ -123,6 +113,7 @@ impl Default for DataConfig {
             workers: 1,
             prefetch: 8,
             cache_bytes: 1 << 30,
+            vocabulary: 512,
         }
     }
 }

@@ -18,7 +18,7 @@ use simloop_trainers::data::lerobot::{Lerobot, LerobotOptions, LerobotWriter};
 use simloop_trainers::data::{DataError, DemoSource};
 
 #[global_allocator]
-static ALLOCATOR: alloc::Counting = alloc::Counting;
+static ALLOCATOR: alloc::Largest = alloc::Largest;
 
 /// Allocations are counted for the whole process, so formats take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -30,7 +30,7 @@ fn damage(name: &str, victim: &Path, read: &dyn Fn() -> Result<(), DataError>) {
     read().unwrap();
     let rounds: usize =
         std::env::var("SIMLOOP_DAMAGE").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
-    let bound = 2 * whole.len() + 100_000_000;
+    let bound = alloc::bound(whole.len());
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
     let (mut errors, mut largest, mut longest) = (0, 0, Duration::ZERO);
     for round in 0..rounds {
@@ -45,7 +45,9 @@ fn damage(name: &str, victim: &Path, read: &dyn Fn() -> Result<(), DataError>) {
         }
         std::fs::write(victim, &bytes).unwrap();
         let started = Instant::now();
-        let (outcome, bytes) = alloc::largest(|| catch_unwind(AssertUnwindSafe(read)));
+        alloc::take_largest();
+        let outcome = catch_unwind(AssertUnwindSafe(read));
+        let bytes = alloc::take_largest();
         longest = longest.max(started.elapsed());
         largest = largest.max(bytes);
         match outcome {

@@ -81,6 +81,7 @@ impl SourceArgs {
                 standardise: self.standardise.clone(),
                 skip_unlabeled: self.skip_unlabeled,
             },
+            ..OpenOptions::default()
         };
         open_source(&self.path, &options)
     }

@@ -1,10 +1,7 @@
-//! The command line of `train`: parse, build, run, report.
-//!
-//! Exit codes: 0 fine; 1 ran and failed, or was interrupted (a checkpoint was saved, the last line says how to go on);
-//! 2 could not run as asked.
 //! Command lines of this crate's programs: parse, build, run, report.
 //!
-//! Exit codes: 0 fine; 1 ran and found or had a failure; 2 could not run as asked.
+//! Exit codes: 0 fine; 1 ran and failed, found a fault, or was interrupted (a checkpoint was saved, the last line says how to
+//! go on); 2 could not run as asked.
 
 pub mod data;
 pub mod parity;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use simloop_envs::pusht::PushtObs;
 
+use super::hdf5::{self, Hdf5Options};
+use super::lerobot::{Lerobot, LerobotOptions};
 use super::{
     DataError, DemoSource, ManifestSource, PushtZarr, RldsOptions, RldsSource, manifest,
     pusht_zarr, rlds,
@@ -19,6 +21,10 @@ pub struct OpenOptions {
     pub pusht_obs: PushtObs,
     /// Split and standardisation of an RLDS data set.
     pub rlds: RldsOptions,
+    /// Keys of a LeRobot data set.
+    pub lerobot: LerobotOptions,
+    /// Keys, alignment and filters of an HDF5 file.
+    pub hdf5: Hdf5Options,
 }
 
 /// A format and the files by which it is known.
@@ -41,6 +47,18 @@ const FORMATS: &[Format] = &[
         files: "dataset_info.json and features.json, here or in the only version folder",
         is: |path| rlds::locate(path).is_some(),
         open: |path, options| Ok(Arc::new(RldsSource::open(path, &options.rlds)?)),
+    },
+    Format {
+        name: "LeRobot",
+        files: "meta/info.json",
+        is: |path| path.join("meta/info.json").is_file(),
+        open: |path, options| Ok(Arc::new(Lerobot::open(path, &options.lerobot)?)),
+    },
+    Format {
+        name: "HDF5",
+        files: "a file .hdf5 or .h5 of robomimic, LIBERO, robosuite or D4RL",
+        is: hdf5::recognise,
+        open: |path, options| hdf5::open(path, &options.hdf5),
     },
     Format {
         name: "manifest",

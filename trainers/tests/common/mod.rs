@@ -12,7 +12,7 @@ use simloop_trainers::data::lerobot::LerobotWriter;
 use simloop_trainers::data::{DemoEpisode, Frames, SourceSpec};
 
 /// A data set of two cameras, three numbers of state, two of action, 10 steps per second.
-pub fn toy_spec() -> SourceSpec {
+pub(crate) fn toy_spec() -> SourceSpec {
     let space = |height, width| ImageSpace { height, width };
     SourceSpec {
         format: "toy".to_owned(),
@@ -27,7 +27,7 @@ pub fn toy_spec() -> SourceSpec {
 }
 
 /// Episode `e` of `len` steps: every number and pixel says where it belongs.
-pub fn toy_episode(e: usize, len: usize) -> DemoEpisode {
+pub(crate) fn toy_episode(e: usize, len: usize) -> DemoEpisode {
     let at = |t: usize, d: usize| (100 * e + 10 * t + d) as f32 / 7.0;
     let frames = |height: usize, width: usize, c: usize| {
         let frame = |t: usize| {
@@ -50,12 +50,12 @@ pub fn toy_episode(e: usize, len: usize) -> DemoEpisode {
 }
 
 /// A file of `tests/fixtures`.
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// A v2.1 data set of one episode of 24 steps whose camera `front` is a video of `fixtures`; also the video's path.
-pub fn with_video(folder: &Path, video: &str) -> (PathBuf, PathBuf) {
+pub(crate) fn with_video(folder: &Path, video: &str) -> (PathBuf, PathBuf) {
     let (donor, root) = (folder.join("donor"), folder.join("v21"));
     let mut spec = toy_spec();
     spec.cameras.clear();
