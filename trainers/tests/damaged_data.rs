@@ -1,7 +1,11 @@
 //! Damaged data sets: 1,000 truncations and flipped bits per format, on small data sets made here. A reader answers or
 //! refuses; it does not panic, hang or allocate more than twice the data set plus 100 MB.
 
-#![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests fail by panicking and report"
+)]
 
 #[path = "common/alloc.rs"]
 mod alloc;

@@ -1,6 +1,7 @@
 //! The command line of `data`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -172,18 +173,28 @@ fn run_stats(args: &StatsArgs) -> anyhow::Result<ExitCode> {
 
 /// The summary as text.
 fn report(found: &Inspection, tasks_shown: usize) -> String {
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    let _ = write_report(&mut text, found, tasks_shown);
+    text
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(header.to_vec());
+    table
+}
+
+fn write_report(out: &mut impl fmt::Write, found: &Inspection, tasks_shown: usize) -> fmt::Result {
     let hz = found.control_hz.map_or(String::new(), |hz| format!(" at {hz} Hz"));
     let (shortest, mean, longest) = found.lengths;
-    let mut text = format!(
-        "{}: {}\n{} episodes, {} steps{hz}; {shortest} to {longest} steps each, {mean:.1} on average\n",
-        found.format, found.location, found.episodes, found.steps
-    );
-    let table = |header: &[&str]| {
-        let mut table = Table::new();
-        table.load_preset(presets::ASCII_MARKDOWN);
-        table.set_header(header.to_vec());
-        table
-    };
+    writeln!(out, "{}: {}", found.format, found.location)?;
+    writeln!(
+        out,
+        "{} episodes, {} steps{hz}; {shortest} to {longest} steps each, {mean:.1} on average",
+        found.episodes, found.steps
+    )?;
     if !found.cameras.is_empty() {
         let mut rows = table(&["camera", "height x width", "frames decoded", "black"]);
         for (name, c) in &found.cameras {
@@ -194,7 +205,7 @@ fn report(found: &Inspection, tasks_shown: usize) -> String {
                 c.black.to_string(),
             ]);
         }
-        text += &format!("\n{rows}\n");
+        writeln!(out, "\n{rows}")?;
     }
     let mut rows = table(&["number", "min", "max", "mean", "std"]);
     for (what, numbers) in [("proprio", &found.proprio), ("action", &found.action)] {
@@ -204,25 +215,23 @@ fn report(found: &Inspection, tasks_shown: usize) -> String {
             rows.add_row(row);
         }
     }
-    text += &format!("\n{rows}\n");
+    writeln!(out, "\n{rows}")?;
     let mut tasks: Vec<(&String, &usize)> = found.tasks.iter().collect();
     tasks.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
     let mut rows = table(&["episodes", "instruction"]);
     for (task, count) in tasks.iter().take(tasks_shown) {
-        rows.add_row([
-            count.to_string(),
-            if task.is_empty() { "(none)".to_owned() } else { (*task).clone() },
-        ]);
+        let task = if task.is_empty() { "(none)" } else { task.as_str() };
+        rows.add_row([count.to_string(), task.to_owned()]);
     }
-    text += &format!("\n{rows}\n");
+    writeln!(out, "\n{rows}")?;
     if tasks.len() > tasks_shown {
-        text += &format!("… {} more instructions (--all-tasks)\n", tasks.len() - tasks_shown);
+        writeln!(out, "… {} more instructions (--all-tasks)", tasks.len() - tasks_shown)?;
     }
+    writeln!(out)?;
     for (what, lines) in [("note", &found.notes), ("FAULT", &found.faults)] {
         for line in lines {
-            text += &format!("\n{what}: {line}");
+            writeln!(out, "{what}: {line}")?;
         }
     }
-    text += if found.faults.is_empty() { "\nno fault found\n" } else { "\n" };
-    text
+    if found.faults.is_empty() { writeln!(out, "no fault found") } else { Ok(()) }
 }

@@ -108,7 +108,7 @@ impl Header {
         } else {
             1
         };
-        if out.len() % splits != 0 {
+        if !out.len().is_multiple_of(splits) {
             return Err("it does not divide into its splits".to_owned());
         }
         let raw = if byte_shuffle || bit_shuffle { &mut scratch[..out.len()] } else { &mut *out };
@@ -200,7 +200,7 @@ fn unshuffle(typesize: usize, src: &[u8], out: &mut [u8]) {
 /// whose number of elements is no multiple of eight are not shuffled at all in this format version.
 fn bit_unshuffle(typesize: usize, src: &[u8], out: &mut [u8]) {
     let n = src.len() / typesize;
-    if n % 8 != 0 {
+    if !n.is_multiple_of(8) {
         out.copy_from_slice(src);
         return;
     }

@@ -60,12 +60,11 @@ impl EpisodeCache {
     pub(super) fn get(&self, episode: usize) -> Result<EpisodeFrames, DataError> {
         let frames = {
             let mut slot = lock(&self.slots[episode]);
-            match &*slot {
-                Some(frames) => Arc::clone(frames),
-                None => {
-                    let frames = Arc::new(self.source.read(episode, true)?.images);
-                    Arc::clone(slot.insert(frames))
-                }
+            if let Some(frames) = &*slot {
+                Arc::clone(frames)
+            } else {
+                let frames = Arc::new(self.source.read(episode, true)?.images);
+                Arc::clone(slot.insert(frames))
             }
         };
         let bytes = frames.values().map(Frames::bytes).sum();

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ndarray::{Array1, Array2, Array3, Array5, ArrayView2, ArrayView4, Axis, ShapeError};
+use ndarray::{Array1, Array2, Array3, Array4, Array5, ArrayView2, Axis, ShapeError};
 use rand::seq::SliceRandom as _;
-use simloop_envs::{ActionChunk, Observation, SeedTree};
+use simloop_envs::{ActionChunk, Frame, Observation, SeedTree};
 
 use super::DataError;
 
@@ -104,14 +104,14 @@ impl DemoBatch {
             let windows = samples
                 .iter()
                 .map(|s| {
-                    let frames = s.obs.iter().map(|o| o.images.get(camera).map(|f| f.view()));
+                    let frames = s.obs.iter().map(|o| o.images.get(camera).map(Frame::view));
                     let frames = frames.collect::<Option<Vec<_>>>();
                     let frames =
                         frames.ok_or_else(|| refuse(format!("one lacks camera `{camera}`")))?;
                     ndarray::stack(Axis(0), &frames).map_err(unequal)
                 })
                 .collect::<Result<Vec<_>, _>>()?;
-            let views: Vec<ArrayView4<'_, u8>> = windows.iter().map(|w| w.view()).collect();
+            let views: Vec<_> = windows.iter().map(Array4::view).collect();
             images.insert(camera.clone(), ndarray::stack(Axis(0), &views).map_err(unequal)?);
         }
         let proprio = samples
@@ -125,9 +125,9 @@ impl DemoBatch {
             .iter()
             .map(|s| s.valid.iter().map(|&v| f32::from(u8::from(v))).collect())
             .collect::<Vec<Array1<f32>>>();
-        let proprio: Vec<ArrayView2<'_, f32>> = proprio.iter().map(|p| p.view()).collect();
+        let proprio: Vec<ArrayView2<'_, f32>> = proprio.iter().map(Array2::view).collect();
         let actions: Vec<ArrayView2<'_, f32>> = samples.iter().map(|s| s.chunk.view()).collect();
-        let valid: Vec<_> = valid.iter().map(|v| v.view()).collect();
+        let valid: Vec<_> = valid.iter().map(Array1::view).collect();
         Ok(Self {
             images,
             proprio: ndarray::stack(Axis(0), &proprio).map_err(unequal)?,

@@ -283,11 +283,11 @@ fn place(whole: &mut DemoBatch, part: &DemoBatch, rows: &[usize]) -> Result<(), 
         ));
     }
     for (camera, images) in &mut whole.images {
-        put(images.view_mut().into_dyn(), part.images[camera].view().into_dyn(), rows, camera)?;
+        put(images.view_mut().into_dyn(), &part.images[camera].view().into_dyn(), rows, camera)?;
     }
-    put(whole.proprio.view_mut().into_dyn(), part.proprio.view().into_dyn(), rows, "proprio")?;
-    put(whole.actions.view_mut().into_dyn(), part.actions.view().into_dyn(), rows, "actions")?;
-    put(whole.valid.view_mut().into_dyn(), part.valid.view().into_dyn(), rows, "valid")?;
+    put(whole.proprio.view_mut().into_dyn(), &part.proprio.view().into_dyn(), rows, "proprio")?;
+    put(whole.actions.view_mut().into_dyn(), &part.actions.view().into_dyn(), rows, "actions")?;
+    put(whole.valid.view_mut().into_dyn(), &part.valid.view().into_dyn(), rows, "valid")?;
     for (&row, instruction) in rows.iter().zip(&part.instructions) {
         whole.instructions[row] = Arc::clone(instruction);
     }
@@ -296,7 +296,7 @@ fn place(whole: &mut DemoBatch, part: &DemoBatch, rows: &[usize]) -> Result<(), 
 
 fn put<T: Copy>(
     mut whole: ndarray::ArrayViewMutD<'_, T>,
-    part: ndarray::ArrayViewD<'_, T>,
+    part: &ndarray::ArrayViewD<'_, T>,
     rows: &[usize],
     what: &str,
 ) -> Result<(), String> {
@@ -341,7 +341,9 @@ mod tests {
         assert_eq!(mix.counts(), [100, 100, 100]);
         let epoch = mix.epoch(&SeedTree::new(0));
         let mut seen = vec![0; mix.len()];
-        epoch.iter().for_each(|&i| seen[i] += 1);
+        for i in epoch {
+            seen[i] += 1;
+        }
         assert!(seen[..100].iter().all(|&n| n == 1) && seen[100..150].iter().all(|&n| n == 2));
         assert_eq!(seen[150..].iter().sum::<i32>(), 100);
         assert!(seen[150..].iter().all(|&n| n <= 1));

@@ -27,12 +27,14 @@ pub struct OpenOptions {
     pub hdf5: Hdf5Options,
 }
 
+type Open = fn(&Path, &OpenOptions) -> Result<Arc<dyn DemoSource>, DataError>;
+
 /// A format and the files by which it is known.
 struct Format {
     name: &'static str,
     files: &'static str,
     is: fn(&Path) -> bool,
-    open: fn(&Path, &OpenOptions) -> Result<Arc<dyn DemoSource>, DataError>,
+    open: Open,
 }
 
 const FORMATS: &[Format] = &[
@@ -79,18 +81,15 @@ pub fn open_source(path: &Path, options: &OpenOptions) -> Result<Arc<dyn DemoSou
             path.display()
         )));
     }
-    match FORMATS.iter().find(|f| (f.is)(path)) {
-        Some(format) => (format.open)(path, options),
-        None => {
-            let looked: Vec<String> =
-                FORMATS.iter().map(|f| format!("{} ({})", f.files, f.name)).collect();
-            Err(DataError::unsupported(format!(
-                "open `{}`: it is no data set that is known here; looked for {}",
-                path.display(),
-                looked.join("; ")
-            )))
-        }
+    if let Some(format) = FORMATS.iter().find(|f| (f.is)(path)) {
+        return (format.open)(path, options);
     }
+    let looked: Vec<String> = FORMATS.iter().map(|f| format!("{} ({})", f.files, f.name)).collect();
+    Err(DataError::unsupported(format!(
+        "open `{}`: it is no data set that is known here; looked for {}",
+        path.display(),
+        looked.join("; ")
+    )))
 }
 
 #[cfg(test)]

@@ -391,7 +391,7 @@ impl<'a> Steps<'a> {
         if parts.is_empty() {
             return Ok(Array2::zeros((self.len, 0)));
         }
-        let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+        let views: Vec<_> = parts.iter().map(Array2::view).collect();
         ndarray::concatenate(Axis(1), &views).map_err(|e| e.to_string())
     }
 }

@@ -222,7 +222,7 @@ fn walk(node: &Value, key: &str, depth: usize, table: &mut FeatureTable) -> Resu
 ///
 /// # Errors
 /// What is wrong with the notation.
-pub fn parse_split(notation: &str) -> Result<(&str, Option<(Bound, Bound)>), String> {
+pub fn parse_split(notation: &str) -> Result<(&str, Option<Slice>), String> {
     let wrong = || {
         format!("split `{notation}` is not of the form `train`, `train[:95%]` or `train[10:20]`")
     };
@@ -237,6 +237,9 @@ pub fn parse_split(notation: &str) -> Result<(&str, Option<(Bound, Bound)>), Str
     };
     Ok((name, Some((bound(from, Bound::Example(0))?, bound(to, Bound::Percent(100))?))))
 }
+
+/// First example and the one after the last.
+pub type Slice = (Bound, Bound);
 
 /// One end of a slice of examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

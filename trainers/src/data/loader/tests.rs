@@ -133,7 +133,7 @@ fn a_hundred_loaders_are_dropped_at_any_moment_without_a_deadlock() {
         }
         done.send(()).unwrap();
     });
-    waiting.recv_timeout(Duration::from_secs(60)).expect("100 loaders are dropped within a minute");
+    waiting.recv_timeout(Duration::from_mins(1)).expect("100 loaders are dropped within a minute");
 }
 
 struct Slow(Arc<dyn Dataset>);
