@@ -1,4 +1,4 @@
-//! Damaged files: errors with a name, never a panic, a hang or memory that the file cannot ask for.
+//! Damaged LeRobot and HDF5 files: errors with a name, never a panic, a hang or memory that the file cannot ask for.
 //!
 //! `SIMLOOP_DAMAGE=1000` sets how many truncations and bit flips are tried per format; 150 in a plain run.
 
@@ -60,7 +60,7 @@ fn damage(name: &str, victim: &Path, read: &dyn Fn() -> Result<(), DataError>) {
             Ok(Ok(())) => {}
         }
         assert!(bytes <= bound, "{name}: round {round} reserved {bytes} bytes");
-        assert!(longest < Duration::from_secs(20), "{name}: round {round} took {longest:?}");
+        assert!(longest < Duration::from_secs(30), "{name}: round {round} took {longest:?}");
     }
     println!(
         "{name}: {rounds} rounds on {} bytes, {errors} errors, largest allocation {largest}, longest {longest:?}",
