@@ -2,6 +2,8 @@
 //!
 //! `SIMLOOP_DAMAGE=1000` sets how many truncations and bit flips are tried per format; 150 in a plain run.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
+
 #[path = "common/alloc.rs"]
 mod alloc;
 mod common;
@@ -51,7 +53,7 @@ fn damage(name: &str, victim: &Path, read: &dyn Fn() -> Result<(), DataError>) {
         longest = longest.max(started.elapsed());
         largest = largest.max(bytes);
         match outcome {
-            Err(_) => panic!("{name}: round {round} panicked"),
+            Err(panic) => panic!("{name}: round {round} panicked: {panic:?}"),
             Ok(Err(error)) => {
                 errors += 1;
                 let text = error.to_string();

@@ -1,5 +1,7 @@
 //! HDF5 files in the layouts of robomimic, LIBERO, robosuite and D4RL, against h5py (`golden/hdf5_sums.py`).
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
+
 use std::path::{Path, PathBuf};
 
 use ndarray::Array2;

@@ -1,5 +1,7 @@
 //! LeRobot's own files, against pyarrow and PyAV (`golden/lerobot_numbers.py`, `golden/lerobot_frames.py`).
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;

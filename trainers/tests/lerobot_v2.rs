@@ -1,5 +1,6 @@
 //! v2.1, and videos with the codecs and frame orders that data sets come with.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
 #![cfg(feature = "video")]
 
 mod common;

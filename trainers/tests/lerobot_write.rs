@@ -1,5 +1,7 @@
 //! What is written as LeRobot v3.0: read back by this crate, and by lerobot itself where there is one.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
+
 mod common;
 
 use std::path::Path;

@@ -12,6 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
 use simloop_envs::pusht::PushtObs;
 
+use super::collect::{self, CollectArgs};
+use super::convert::{self, ConvertArgs};
+use crate::data::hdf5::{Hdf5Options, ObsTiming, RobomimicOptions};
 use crate::data::{
     DataError, DataStatistics, DemoSource, InspectOptions, Inspection, OpenOptions, RldsOptions,
     WindowDataset, WindowOptions, inspect, open_source, save_statistics,
@@ -32,6 +35,10 @@ struct Cli {
 enum Command {
     /// Say what a data set holds and what is wrong with it; exit 1 where something is.
     Inspect(InspectArgs),
+    /// Write a data set of any readable format as LeRobot v3.0 or as a manifest.
+    Convert(ConvertArgs),
+    /// Record what a policy does in a simulator, as LeRobot v3.0.
+    Collect(CollectArgs),
     /// Compute exact statistics of actions and proprio, as JSON with OpenVLA's keys.
     Stats(StatsArgs),
 }
@@ -53,15 +60,43 @@ pub struct SourceArgs {
     /// RLDS: leave out episodes without an instruction, as OpenVLA does.
     #[arg(long)]
     skip_unlabeled: bool,
+    /// HDF5: whether an observation was seen before or after the action of its row; `auto` takes raw LIBERO files for
+    /// `after` and all others for `before`.
+    #[arg(long, value_enum, default_value = "auto")]
+    obs_timing: Timing,
+    /// HDF5: leave out actions that do nothing, by OpenVLA's rule.
+    #[arg(long)]
+    drop_noops: bool,
+    /// HDF5: only the demonstrations of `mask/NAME`.
+    #[arg(long)]
+    mask: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Obs {
+pub(super) enum Obs {
     State,
     EnvironmentStateAgentPos,
     Pixels,
     PixelsAgentPos,
+}
+
+impl From<Obs> for PushtObs {
+    fn from(obs: Obs) -> Self {
+        match obs {
+            Obs::State => Self::State,
+            Obs::EnvironmentStateAgentPos => Self::EnvironmentStateAgentPos,
+            Obs::Pixels => Self::Pixels,
+            Obs::PixelsAgentPos => Self::PixelsAgentPos,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Timing {
+    Auto,
+    Before,
+    After,
 }
 
 impl SourceArgs {
@@ -71,16 +106,24 @@ impl SourceArgs {
     /// As [`open_source`].
     pub fn open(&self) -> Result<Arc<dyn DemoSource>, DataError> {
         let options = OpenOptions {
-            pusht_obs: match self.obs {
-                Obs::State => PushtObs::State,
-                Obs::EnvironmentStateAgentPos => PushtObs::EnvironmentStateAgentPos,
-                Obs::Pixels => PushtObs::Pixels,
-                Obs::PixelsAgentPos => PushtObs::PixelsAgentPos,
-            },
+            pusht_obs: self.obs.into(),
             rlds: RldsOptions {
                 split: self.split.clone(),
                 standardise: self.standardise.clone(),
                 skip_unlabeled: self.skip_unlabeled,
+            },
+            hdf5: Hdf5Options {
+                robomimic: RobomimicOptions {
+                    timing: match self.obs_timing {
+                        Timing::Auto => ObsTiming::Auto,
+                        Timing::Before => ObsTiming::Before,
+                        Timing::After => ObsTiming::After,
+                    },
+                    drop_noops: self.drop_noops,
+                    mask: self.mask.clone(),
+                    ..RobomimicOptions::default()
+                },
+                ..Hdf5Options::default()
             },
             ..OpenOptions::default()
         };
@@ -123,6 +166,8 @@ struct StatsArgs {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Inspect(args) => run_inspect(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Collect(args) => collect::run(&args),
         Command::Stats(args) => run_stats(&args),
     };
     result.unwrap_or_else(|error| {

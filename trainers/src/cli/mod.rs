@@ -3,6 +3,9 @@
 //! Exit codes: 0 fine; 1 ran and failed, found a fault, or was interrupted (a checkpoint was saved, the last line says how to
 //! go on); 2 could not run as asked.
 
+mod bar;
+mod collect;
+mod convert;
 pub mod data;
 pub mod parity;
 mod train;

@@ -115,11 +115,11 @@ fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     })
 }
 
-fn child<'a>(bytes: &'a [u8], kind: [u8; 4]) -> Option<&'a [u8]> {
+fn child(bytes: &[u8], kind: [u8; 4]) -> Option<&[u8]> {
     boxes(bytes).find(|(k, _)| *k == kind).map(|(_, payload)| payload)
 }
 
-fn need<'a>(bytes: &'a [u8], kind: [u8; 4]) -> Result<&'a [u8], String> {
+fn need(bytes: &[u8], kind: [u8; 4]) -> Result<&[u8], String> {
     child(bytes, kind)
         .ok_or_else(|| format!("its video track has no `{}` box", String::from_utf8_lossy(&kind)))
 }
