@@ -9,6 +9,7 @@
 //!
 //! Nothing in it is code: no pickle is ever read. Training adds `training_state/` and a manifest of its own beside these.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -116,7 +117,11 @@ pub fn fingerprint(dir: &Path) -> Result<String, PolicyError> {
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes);
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut text = String::new();
+    for byte in hasher.finalize() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
 }
 
 fn config_error(path: &Path, detail: &str) -> PolicyError {

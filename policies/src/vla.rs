@@ -188,19 +188,18 @@ impl VlaConfig {
             ));
         }
         self.execution.validate(self.chunk_size - start)?;
-        if let Some(relative) = &self.relative {
-            if relative.proprio.len() != io.action.len()
+        if let Some(relative) = &self.relative
+            && (relative.proprio.len() != io.action.len()
                 || relative.proprio.iter().any(|&i| i >= io.proprio.len())
                 || !relative.scale.is_finite()
-                || relative.scale <= 0.0
-            {
-                return fail(format!(
-                    "use relative actions {relative:?}: give one index below {} for each of {} numbers of an action, \
-                     and a positive scale",
-                    io.proprio.len(),
-                    io.action.len()
-                ));
-            }
+                || relative.scale <= 0.0)
+        {
+            return fail(format!(
+                "use relative actions {relative:?}: give one index below {} for each of {} numbers of an action, and a \
+                 positive scale",
+                io.proprio.len(),
+                io.action.len()
+            ));
         }
         if let Some(crop) = self.crop {
             for (name, size) in &io.cameras {
@@ -430,23 +429,16 @@ impl VlaPolicy {
         self.fusion.fuse(&tokens)
     }
 
-    /// `[B, 1, D]`: where the robot is, in the numbers that actions are relative to.
-    fn origin(&self, obs: &ObsBatch, relative: &RelativeAction) -> Tensor {
-        let index: Vec<i64> = relative.proprio.iter().map(|&i| i as i64).collect();
-        let index = Tensor::from_slice(&index).to_device(obs.proprio.device());
-        obs.proprio.narrow(1, -1, 1).index_select(2, &index)
-    }
-
     fn normalize_actions(&self, obs: &ObsBatch, actions: &Tensor) -> Tensor {
         match &self.config.relative {
-            Some(relative) => (actions - self.origin(obs, relative)) / relative.scale,
+            Some(relative) => (actions - origin(obs, relative)) / relative.scale,
             None => self.action.normalize(actions),
         }
     }
 
     fn denormalize_actions(&self, obs: &ObsBatch, chunk: &Tensor) -> Tensor {
         match &self.config.relative {
-            Some(relative) => chunk * relative.scale + self.origin(obs, relative),
+            Some(relative) => chunk * relative.scale + origin(obs, relative),
             None => self.action.denormalize(chunk),
         }
     }
@@ -504,6 +496,13 @@ impl VlaPolicy {
         }
         Ok(chunks)
     }
+}
+
+/// `[B, 1, D]`: where the robot is, in the numbers that actions are relative to.
+fn origin(obs: &ObsBatch, relative: &RelativeAction) -> Tensor {
+    let index: Vec<i64> = relative.proprio.iter().map(|&i| i as i64).collect();
+    let index = Tensor::from_slice(&index).to_device(obs.proprio.device());
+    obs.proprio.narrow(1, -1, 1).index_select(2, &index)
 }
 
 /// Cuts `[B, T, H, W, 3]` to `side` × `side`: in the middle, or at a place per sample drawn from `noise`.

@@ -115,7 +115,7 @@ impl KeypointEncoder {
         proprio: i64,
         n_obs_steps: i64,
     ) -> Result<Self, PolicyError> {
-        if goal.len() as i64 != proprio - 2 || goal.len() % 2 != 0 {
+        if goal.len() as i64 != proprio - 2 || !goal.len().is_multiple_of(2) {
             return Err(PolicyError::Config {
                 detail: format!(
                     "encode keypoints: the goal has {} numbers, a proprio of {proprio} needs {} (keypoints, then the \

@@ -3,7 +3,7 @@
 //! | module | how |
 //! |---|---|
 //! | [`flat`] | flatten and concatenate |
-//! | [`concat`] | one sequence, self-attention, a readout token |
+//! | [`mod@concat`] | one sequence, self-attention, a readout token |
 //! | [`cross_attention`] | query tokens read all others |
 //! | [`perceiver`] | learned latents read and think, several times |
 //! | [`hierarchical`] | within a time step, then across time |

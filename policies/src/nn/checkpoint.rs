@@ -1,7 +1,7 @@
 //! Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): a stack of blocks keeps only the input of each block and
 //! computes it again in the backward pass. Exact: the same kernels run on the same numbers.
 //!
-//! libtorch's own is written in Python, so the stack cuts autograd's graph instead: [`run`] returns a leaf, and
+//! libtorch's own is written in Python, so the stack cuts autograd's graph instead: `run` returns a leaf, and
 //! [`Params::backward`] carries the leaf's gradient through the blocks, last first. A model that is trained with
 //! checkpointing must therefore be given its gradients by [`Params::backward`], not by `loss.backward()`.
 

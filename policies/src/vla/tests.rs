@@ -94,7 +94,7 @@ fn a_decision_does_not_depend_on_who_else_waits() {
 fn the_window_is_the_last_observations_and_begins_with_copies_of_the_first() {
     let mut policy = policy(flow(), 0);
     let (a, b, c) = (obs(1), obs(2), obs(3));
-    let first = act(&mut policy, &[(0, &[a.clone()], 9)]);
+    let first = act(&mut policy, &[(0, std::slice::from_ref(&a), 9)]);
     let same = act(&mut policy, &[(1, &[a.clone(), a.clone()], 9)]);
     assert_eq!(first, same, "one observation counts as two equal ones");
     // Env 0 has seen `a`; then `b` and `c` pass: the window is (b, c), whatever came before.
