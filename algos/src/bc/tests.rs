@@ -1,3 +1,5 @@
+//! Tests of behaviour cloning.
+
 use std::sync::Arc;
 
 use simloop_policies::nn::{Activation, Mlp, Params};

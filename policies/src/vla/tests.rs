@@ -1,3 +1,5 @@
+//! How a composed policy acts, learns and is stored.
+
 use std::sync::Arc;
 
 use ndarray::{Array2, Array3};

@@ -1,3 +1,5 @@
+//! Tests of checkpoints.
+
 use super::*;
 
 fn fill(bytes: &'static [u8]) -> impl Fn(&Path) -> Result<(), TrainerError> {

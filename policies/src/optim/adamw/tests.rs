@@ -1,3 +1,5 @@
+//! Tests of the optimizer.
+
 use super::*;
 use crate::NoiseStream;
 use crate::nn::{Activation, Init, Mlp};

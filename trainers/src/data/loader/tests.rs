@@ -1,3 +1,5 @@
+//! Tests of the loader.
+
 use super::*;
 use crate::data::toys::Counting;
 use crate::data::{DemoSample, WindowDataset, WindowOptions};

@@ -1,3 +1,5 @@
+//! Tests of the manifest.
+
 use super::*;
 use crate::data::toys::Counting;
 use std::fs;

@@ -1,3 +1,5 @@
+//! Tests of the PushT reader.
+
 use super::*;
 use crate::data::zarr_writer::{write, write_pusht};
 use std::fs;

@@ -1,3 +1,5 @@
+//! Tests of the RLDS reader.
+
 use super::*;
 use crate::data::example::{BytesList, Features, FloatList, Int64List};
 use crate::data::tfrecord::write_record;

@@ -1,3 +1,5 @@
+//! Tests of windows.
+
 use super::*;
 use crate::data::toys::Counting;
 
