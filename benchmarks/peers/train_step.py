@@ -57,11 +57,11 @@ class Unet(nn.Module):
         ins = (action, *dims[:-1])
         pair = lambda i, o: nn.ModuleList([Residual(i, o, width), Residual(o, o, width)])
         self.down = nn.ModuleList(pair(i, o) for i, o in zip(ins, dims))
-        self.half = nn.ModuleList(nn.Conv1d(d, d, 3, 2, 1) for d in dims[:-1])
+        self.shorten = nn.ModuleList(nn.Conv1d(d, d, 3, 2, 1) for d in dims[:-1])
         self.mid = pair(dims[-1], dims[-1])
         up = list(zip(reversed(dims[1:]), reversed(dims[:-1])))
         self.up = nn.ModuleList(pair(2 * i, o) for i, o in up)
-        self.double = nn.ModuleList(nn.ConvTranspose1d(o, o, 4, 2, 1) for _, o in up)
+        self.lengthen = nn.ModuleList(nn.ConvTranspose1d(o, o, 4, 2, 1) for _, o in up)
         self.last = nn.Sequential(conv_block(dims[0], dims[0], 5), nn.Conv1d(dims[0], action, 1))
 
     def forward(self, x, t, cond):
@@ -71,11 +71,11 @@ class Unet(nn.Module):
             for block in pair:
                 x = block(x, cond)
             skips.append(x)
-            if i < len(self.half):
-                x = self.half[i](x)
+            if i < len(self.shorten):
+                x = self.shorten[i](x)
         for block in self.mid:
             x = block(x, cond)
-        for pair, double in zip(self.up, self.double):
+        for pair, double in zip(self.up, self.lengthen):
             x = torch.cat([x, skips.pop()], 1)
             for block in pair:
                 x = block(x, cond)
