@@ -11,12 +11,14 @@
 //! 5. Gradients come from `autograd.grad`'s road (`run_backward`), so `Tensor::grad` of the parameters stays empty.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::flat::gather;
-use super::{FlatParams, Schedule};
+use super::fused::{self, Coefficients};
+use super::{FlatParams, Schedule, Slot};
 use crate::PolicyError;
 use crate::nn::Params;
 
@@ -143,18 +145,20 @@ pub struct AdamW {
     flat: FlatParams,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    grads: Tensor,
-    accumulated: u32,
+    /// What was accumulated: one per parameter, not defined where the loss does not depend on it; empty for nothing.
+    grads: Vec<Tensor>,
     step: u64,
-    chunks: Vec<Chunk>,
+    parts: Vec<Part>,
 }
 
-/// Views of one piece of every buffer.
+/// Views of the same piece of every buffer: one parameter on a CPU, where kernels are cheap to start and memory is slow;
+/// one group elsewhere, where it is the other way round.
 #[derive(Debug)]
-struct Chunk {
+struct Part {
     group: usize,
+    /// Its first number.
+    start: i64,
     values: Tensor,
-    grads: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
 }
@@ -167,33 +171,30 @@ impl AdamW {
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self, PolicyError> {
         config.validate()?;
         let flat = FlatParams::new(params, config.groups.len() + 1, |name| config.group_of(name))?;
-        let (exp_avg, exp_avg_sq, grads) = (flat.zeros(), flat.zeros(), flat.zeros());
-        let chunks = flat
-            .chunks()
+        let (exp_avg, exp_avg_sq) = (flat.zeros(), flat.zeros());
+        let ranges: Vec<(usize, Range<i64>)> = if flat.device() == Device::Cpu {
+            let range =
+                |slot: &Slot| (config.group_of(&slot.name), slot.offset..slot.offset + slot.len);
+            flat.slots().iter().map(range).collect()
+        } else {
+            let groups = flat.groups().iter().cloned().enumerate();
+            groups.filter(|(_, range)| !range.is_empty()).collect()
+        };
+        let parts = ranges
             .into_iter()
             .map(|(group, range)| {
                 let part = |t: &Tensor| t.narrow(0, range.start, range.end - range.start);
-                Chunk {
+                Part {
                     group,
+                    start: range.start,
                     values: part(flat.values()),
-                    grads: part(&grads),
                     exp_avg: part(&exp_avg),
                     exp_avg_sq: part(&exp_avg_sq),
                 }
             })
             .collect();
         let params = params.clone();
-        Ok(Self {
-            config,
-            params,
-            flat,
-            exp_avg,
-            exp_avg_sq,
-            grads,
-            accumulated: 0,
-            step: 0,
-            chunks,
-        })
+        Ok(Self { config, params, flat, exp_avg, exp_avg_sq, grads: Vec::new(), step: 0, parts })
     }
 
     /// Its settings.
@@ -226,35 +227,58 @@ impl AdamW {
         let grads =
             self.params.gradients(loss, self.flat.params()).map_err(|e| failed(e.to_string()))?;
         let _guard = tch::no_grad_guard();
-        if self.accumulated == 0 {
-            gather(&self.flat, &grads, &self.grads);
-        } else {
-            let more = self.flat.zeros();
-            gather(&self.flat, &grads, &more);
-            let _ = self.grads.g_add_(&more);
+        if self.grads.is_empty() {
+            self.grads = grads;
+            return Ok(());
         }
-        self.accumulated += 1;
+        for (sum, grad) in self.grads.iter_mut().zip(grads) {
+            // Not in place: two parameters may share one gradient's memory.
+            match (sum.defined(), grad.defined()) {
+                (true, true) => *sum = &*sum + grad,
+                (false, true) => *sum = grad,
+                _ => {}
+            }
+        }
         Ok(())
     }
 
     /// Forgets what was accumulated.
     pub fn discard(&mut self) {
-        self.accumulated = 0;
+        self.grads.clear();
     }
 
     /// The accumulated gradient of each parameter, by name; copies.
     pub fn gradients(&self) -> BTreeMap<String, Tensor> {
-        self.flat.split(&self.grads, "")
+        let buffer = self.flat.zeros();
+        if !self.grads.is_empty() {
+            gather(&self.flat, &self.grads, &buffer);
+        }
+        self.flat.split(&buffer, "")
     }
 
-    /// One update at learning rate `lr` by what was accumulated; what was accumulated is then forgotten.
+    /// One update at learning rate `lr` by what was accumulated; what was accumulated is then forgotten. Nothing
+    /// accumulated, nothing changed.
     pub fn step(&mut self, lr: f64) -> Step {
         let _guard = tch::no_grad_guard();
-        self.accumulated = 0;
-        let norms: Vec<Tensor> = self.chunks.iter().map(|c| c.grads.norm()).collect();
-        let grad_norm = Tensor::stack(&norms, 0).to_kind(Kind::Double).norm().double_value(&[]);
+        let mut grads = std::mem::take(&mut self.grads);
+        if grads.is_empty() {
+            return Step::Applied { grad_norm: 0.0 };
+        }
+        let on_cpu = self.flat.device() == Device::Cpu;
+        if !on_cpu {
+            let whole = self.flat.zeros();
+            gather(&self.flat, &grads, &whole);
+            let part = |p: &Part| whole.narrow(0, p.start, p.values.numel() as i64);
+            grads = self.parts.iter().map(part).collect();
+        }
+        // As `clip_grad_norm_`: the norm of norms.
+        let norms: Vec<Tensor> = grads.iter().filter(|g| g.defined()).map(Tensor::norm).collect();
+        let grad_norm = match norms.as_slice() {
+            [] => 0.0,
+            norms => Tensor::stack(norms, 0).norm().double_value(&[]),
+        };
         if !grad_norm.is_finite() {
-            return Step::Dropped { tensor: self.first_non_finite() };
+            return Step::Dropped { tensor: self.first_non_finite(&grads) };
         }
         let clip = match self.config.max_grad_norm {
             0.0 => 1.0,
@@ -264,40 +288,68 @@ impl AdamW {
         let [beta1, beta2] = self.config.betas;
         let correction1 = 1.0 - beta1.powf(self.step as f64);
         let correction2 = (1.0 - beta2.powf(self.step as f64)).sqrt();
-        for chunk in &mut self.chunks {
-            let group = self.config.groups.get(chunk.group);
+        for (part, mut grad) in self.parts.iter_mut().zip(grads) {
+            if !grad.defined() {
+                grad = part.values.zeros_like();
+            }
+            let group = self.config.groups.get(part.group);
             let lr = lr * group.map_or(1.0, |g| g.lr_scale);
             let decay = group.and_then(|g| g.weight_decay).unwrap_or(self.config.weight_decay);
+            if on_cpu {
+                let c = Coefficients {
+                    clip: clip as f32,
+                    keep: (1.0 - lr * decay) as f32,
+                    rate1: (1.0 - beta1) as f32,
+                    beta2: beta2 as f32,
+                    rate2: (1.0 - beta2) as f32,
+                    correction2: correction2 as f32,
+                    eps: self.config.eps as f32,
+                    step: (-lr / correction1) as f32,
+                };
+                fused::update(
+                    &mut part.values,
+                    &grad.contiguous(),
+                    &mut part.exp_avg,
+                    &mut part.exp_avg_sq,
+                    c,
+                );
+                continue;
+            }
             if clip < 1.0 {
-                let _ = chunk.grads.g_mul_scalar_(clip);
+                let _ = grad.g_mul_scalar_(clip);
             }
             if decay > 0.0 {
-                let _ = chunk.values.g_mul_scalar_(1.0 - lr * decay);
+                let _ = part.values.g_mul_scalar_(1.0 - lr * decay);
             }
-            let _ = chunk.exp_avg.lerp_(&chunk.grads, 1.0 - beta1);
+            let _ = part.exp_avg.lerp_(&grad, 1.0 - beta1);
             // tch has no `value` argument for addcmul_ and addcdiv_; PyTorch's kernels multiply it in first, as here.
-            let scaled = &chunk.grads * (1.0 - beta2);
-            let _ = chunk.exp_avg_sq.g_mul_scalar_(beta2).addcmul_(&scaled, &chunk.grads);
-            let denominator = chunk
+            let scaled = &grad * (1.0 - beta2);
+            let _ = part.exp_avg_sq.g_mul_scalar_(beta2).addcmul_(&scaled, &grad);
+            let denominator = part
                 .exp_avg_sq
                 .sqrt_out(&scaled)
                 .g_div_scalar_(correction2)
                 .g_add_scalar_(self.config.eps);
-            let scaled_avg = &chunk.exp_avg * (-lr / correction1);
-            let _ = chunk.values.addcdiv_(&scaled_avg, &denominator);
+            let scaled_avg = &part.exp_avg * (-lr / correction1);
+            let _ = part.values.addcdiv_(&scaled_avg, &denominator);
         }
         Step::Applied { grad_norm }
     }
 
-    /// Which gradient spoiled the norm.
-    fn first_non_finite(&self) -> String {
-        let bad = self.flat.slots().iter().find(|slot| {
-            let part = self.grads.narrow(0, slot.offset, slot.len);
-            part.isfinite().all().int64_value(&[]) == 0
+    /// Which gradient spoiled the norm: `grads` holds one per part.
+    fn first_non_finite(&self, grads: &[Tensor]) -> String {
+        let finite = |t: &Tensor| !t.defined() || t.isfinite().all().int64_value(&[]) != 0;
+        let on_cpu = self.flat.device() == Device::Cpu;
+        let bad = self.flat.slots().iter().enumerate().find(|(i, slot)| {
+            if on_cpu {
+                return !finite(&grads[*i]);
+            }
+            let part = self.parts.iter().zip(grads).rfind(|(part, _)| part.start <= slot.offset);
+            part.is_some_and(|(part, g)| !finite(&g.narrow(0, slot.offset - part.start, slot.len)))
         });
         bad.map_or_else(
             || "the norm of all gradients".to_owned(),
-            |slot| format!("the gradient of `{}`", slot.name),
+            |(_, slot)| format!("the gradient of `{}`", slot.name),
         )
     }
 
@@ -323,7 +375,7 @@ impl AdamW {
         self.flat.join(&self.exp_avg, state, "exp_avg.")?;
         self.flat.join(&self.exp_avg_sq, state, "exp_avg_sq.")?;
         self.step = step.int64_value(&[0]) as u64;
-        self.accumulated = 0;
+        self.grads.clear();
         Ok(())
     }
 }

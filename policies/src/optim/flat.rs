@@ -15,9 +15,6 @@ use crate::nn::Params;
 /// Offsets are multiples of this many f32 (64 bytes, what oneDNN and MKL like best).
 const ALIGN: i64 = 16;
 
-/// f32 per chunk on a CPU: five chunks (parameter, gradient, two moments, a temporary) stay in a 2 MB second-level cache.
-const CPU_CHUNK: i64 = 65_536;
-
 /// Where a parameter lies in the buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
@@ -125,19 +122,9 @@ impl FlatParams {
         Tensor::zeros([self.len()], (Kind::Float, self.device()))
     }
 
-    /// The pieces to work on one after the other, with the group of each: cache-sized on a CPU, whole groups elsewhere.
-    pub fn chunks(&self) -> Vec<(usize, Range<i64>)> {
-        let size = if self.device() == Device::Cpu { CPU_CHUNK } else { i64::MAX };
-        let mut chunks = Vec::new();
-        for (group, range) in self.0.groups.iter().enumerate() {
-            let mut start = range.start;
-            while start < range.end {
-                let end = range.end.min(start.saturating_add(size));
-                chunks.push((group, start..end));
-                start = end;
-            }
-        }
-        chunks
+    /// Where each group lies; empty for a group without parameters.
+    pub fn groups(&self) -> &[Range<i64>] {
+        &self.0.groups
     }
 
     /// Copies of the parts of `buffer` under `prefix` + each parameter's name.
@@ -238,7 +225,7 @@ mod tests {
         let _ = params.root().param("b", &[2, 2], Init::FanIn);
         let flat = FlatParams::new(&params, 2, |name| usize::from(name == "a")).unwrap();
         assert_eq!(flat.slots()[0].name, "b");
-        assert_eq!(flat.chunks(), [(0, 0..16), (1, 16..32)]);
+        assert_eq!(flat.groups(), [0..16, 16..32]);
         let mut parts = flat.split(flat.values(), "x.");
         assert_eq!(parts["x.b"], params.get("b").unwrap());
         let target = flat.zeros();

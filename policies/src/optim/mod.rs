@@ -12,6 +12,7 @@
 mod adamw;
 mod ema;
 mod flat;
+mod fused;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWConfig, ParamGroup, Step};
