@@ -58,7 +58,7 @@ pub fn device(choice: DeviceChoice) -> Result<Device, TrainerError> {
 /// # Errors
 /// [`TrainerError::Data`] naming what is missing or broken.
 pub fn open_source(config: &DataConfig) -> Result<Arc<dyn DemoSource>, TrainerError> {
-    let options = OpenOptions { pusht_obs: config.obs, ..OpenOptions::default() };
+    let options = OpenOptions { pusht_obs: config.obs, ..config.read.clone() };
     Ok(data::open_source(&config.path, &options)?)
 }
 

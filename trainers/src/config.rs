@@ -10,7 +10,7 @@ use simloop_policies::optim::{AdamWConfig, EmaConfig, Schedule};
 use simloop_policies::vla::VlaConfig;
 
 use crate::TrainerError;
-use crate::data::Augment;
+use crate::data::{Augment, OpenOptions};
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,8 @@ pub struct DataConfig {
     pub path: PathBuf,
     /// What a PushT policy sees.
     pub obs: PushtObs,
+    /// What else readers may be told: `[data.read.rlds]`, `[data.read.lerobot]`, `[data.read.hdf5]`.
+    pub read: OpenOptions,
     /// The most steps that a chunk may reach past the end of its episode; without it every step is a sample.
     pub pad_after: Option<usize>,
     /// The share of episodes that validate.
@@ -106,6 +108,7 @@ impl Default for DataConfig {
         Self {
             path: PathBuf::new(),
             obs: PushtObs::State,
+            read: OpenOptions::default(),
             pad_after: None,
             validation_fraction: 0.02, // diffusion_policy, config/task/pusht_lowdim.yaml: val_ratio
             split_seed: 42,            // as above: seed
