@@ -142,6 +142,38 @@ mod tests {
         assert!(constant_reward(20, 10.0, true).last().unwrap() + 9.0 < 1e-5);
     }
 
+    /// The value of an environment that pays 1 at every step for ever, learned from episodes that a limit of 20 steps cuts.
+    /// One state, so one number is the whole value function.
+    fn learned_value(gamma: f32, truncation_is_termination: bool) -> f32 {
+        let last = |yes: bool| (0..20).map(|t| yes && t == 19).collect::<Vec<_>>();
+        let mut value = 0.0;
+        for _ in 0..1000 {
+            let input = GaeInput {
+                rewards: &[1.0; 20],
+                values: &[value; 20],
+                next_values: &[value; 20],
+                terminated: &last(truncation_is_termination),
+                ended: &last(true),
+                steps: &[1; 20],
+            };
+            // Half a step towards the mean of the targets `A + V`.
+            value += 0.5 * gae(&input, gamma, 0.95).unwrap().iter().sum::<f32>() / 20.0;
+        }
+        value
+    }
+
+    #[test]
+    fn a_value_learned_across_a_time_limit_is_that_of_for_ever_and_the_classic_bug_finds_less() {
+        // As Stable-Baselines3's test_infinite_horizon: within 1 of 1/(1-γ).
+        for gamma in [0.9, 0.99] {
+            let forever = 1.0 / (1.0 - gamma);
+            let right = learned_value(gamma, false);
+            assert!((right - forever).abs() < 1.0, "γ = {gamma}: {right}, not {forever}");
+            let bug = learned_value(gamma, true);
+            assert!((bug - forever).abs() > 1.0, "γ = {gamma}: {bug} is as good as {forever}");
+        }
+    }
+
     #[test]
     fn nothing_flows_back_over_an_end() {
         let run = |second: f32| {

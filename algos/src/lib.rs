@@ -7,7 +7,7 @@
 //! | [`Trajectory`], [`Transition`] | an episode as learners see it, one transition per decision |
 //! | [`bc`] | behaviour cloning |
 //! | [`ActionError`] | distance between predicted and demonstrated chunks |
-//! | [`loss`] | masked means |
+//! | [`loss`] | masked means; clipped surrogate, value, divergence, soft actor-critic, as pure functions |
 //! | [`advantage`] | generalised and group-relative advantage estimation, as pure functions |
 
 mod action_error;

@@ -1,8 +1,25 @@
 //! Losses and what they are averaged over: pure functions, tensors in, tensors out.
+//!
+//! Results keep the kind of their inputs. What a
+//! loss does not learn from (old log-probs, advantages, targets) gets no gradient, whatever the caller passes.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`ratio`] | likelihood ratios: the clipped surrogate, divergence from a reference |
+//! | [`value`] | critics on returns, normalised advantages |
+//! | [`soft`] | soft actor-critic: target, critics, actor, temperature |
+
+pub mod ratio;
+pub mod soft;
+pub mod value;
 
 use tch::{Kind, Tensor};
 
 use crate::AlgoError;
+
+pub use ratio::{Clip, Surrogate, clipped_surrogate, kl_to_reference};
+pub use soft::{sac_actor_loss, sac_critic_loss, sac_target, temperature_loss};
+pub use value::{normalized, value_loss};
 
 /// Checks a shape.
 ///
@@ -20,6 +37,15 @@ pub fn expect_shape(
     Err(AlgoError::TensorShape { what, got, expected: expected.to_vec() })
 }
 
+/// Checks the number of dimensions and returns the sizes.
+fn expect_dims<const R: usize>(what: &'static str, tensor: &Tensor) -> Result<[i64; R], AlgoError> {
+    <[i64; R]>::try_from(tensor.size()).map_err(|got| AlgoError::TensorShape {
+        what,
+        got,
+        expected: vec![-1; R],
+    })
+}
+
 /// `Σ valid · loss` and `Σ valid`, scalars on the device: divide the first by the second for the masked mean. Taken
 /// apart, so that several batches can share one mean.
 ///
@@ -32,6 +58,11 @@ pub fn masked_sum(loss: &Tensor, valid: &Tensor) -> Result<(Tensor, Tensor), Alg
     Ok(((loss * valid).sum(Kind::Float), valid.sum(Kind::Float)))
 }
 
+/// The mean of `x` where `valid` is 1, in the kind of `x`; 0 if it is 1 nowhere.
+fn masked_mean(x: &Tensor, valid: &Tensor) -> Tensor {
+    (x * valid).sum(x.kind()) / valid.sum(x.kind()).clamp_min(1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +73,8 @@ mod tests {
         let valid = Tensor::from_slice2(&[[1f32, 1.0], [1.0, 0.0]]);
         let (sum, count) = masked_sum(&loss, &valid).unwrap();
         assert_eq!((sum.double_value(&[]), count.double_value(&[])), (6.0, 3.0));
+        assert_eq!(masked_mean(&loss, &valid).double_value(&[]), 2.0);
+        assert_eq!(masked_mean(&loss, &valid.zeros_like()).double_value(&[]), 0.0);
         // [B] against [B, 1] would broadcast to [B, B] and train on.
         let error = masked_sum(&loss.sum_dim_intlist(1, false, Kind::Float), &valid).unwrap_err();
         assert!(error.to_string().contains("[2]"), "{error}");

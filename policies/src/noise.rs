@@ -42,8 +42,13 @@ fn count(shape: &[i64]) -> usize {
 
 /// Standard normal noise `[B, ..shape]` with one stream per row, so that a row does not depend on its batch.
 pub fn normal_rows(streams: &mut [NoiseStream], shape: &[i64], device: Device) -> Tensor {
-    let rows: Vec<Tensor> = streams.iter_mut().map(|s| s.normal(shape, Device::Cpu)).collect();
-    Tensor::stack(&rows, 0).to_device(device)
+    let row = count(shape);
+    let mut values = Vec::with_capacity(streams.len() * row);
+    for stream in streams.iter_mut() {
+        values.extend((0..row).map(|_| -> f32 { StandardNormal.sample(&mut stream.0) }));
+    }
+    let shape: Vec<i64> = [streams.len() as i64].iter().chain(shape).copied().collect();
+    Tensor::from_slice(&values).reshape(shape).to_device(device)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! A normal distribution for every number of the chunk, with a bounded standard deviation; trained by likelihood.
 //!
-//! Source: the actor of SAC (arXiv 1812.05905) without its tanh squashing, since actions here are normalised and demonstrations
-//! lie on the bounds. Bounds: `tanh` as CleanRL's `sac_continuous_action.py` (log-deviation in [-5, 2]); `softplus` as
-//! PETS (arXiv 1805.12114, `dmbrl/modeling/models/BNN.py`: soft bounds from above and below). Both keep a gradient where a hard
-//! clamp would have none.
+//! Source: the actor of SAC (arXiv 1812.05905); its tanh squashing (appendix C) is an option, since actions here are normalised
+//! and demonstrations lie on the bounds, where a squashed density has none. Bounds: `tanh` as CleanRL's
+//! `sac_continuous_action.py` (log-deviation in [-5, 2]); `softplus` as PETS (arXiv 1805.12114, `dmbrl/modeling/models/BNN.py`:
+//! soft bounds from above and below). Both keep a gradient where a hard clamp would have none.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -58,6 +58,9 @@ pub struct GaussianConfig {
     pub state_dependent_std: bool,
     /// The deviation at the beginning, between the bounds.
     pub init_std: f64,
+    /// Actions are `tanh` of the normal numbers, so none leaves (-1, 1): off-policy learning wants it. Deviation and
+    /// entropy are those before `tanh`. Imitation takes demonstrated numbers on or beyond ±1 as ±(1 - 1e-6).
+    pub squash: bool,
 }
 
 impl Default for GaussianConfig {
@@ -70,6 +73,7 @@ impl Default for GaussianConfig {
             max_log_std: 2.0,  // the same, LOG_STD_MAX
             state_dependent_std: true,
             init_std: 1.0, // rsl_rl ActorCritic, init_noise_std
+            squash: false,
         }
     }
 }
@@ -108,32 +112,70 @@ impl GaussianConfig {
     }
 }
 
-/// Independent normal distributions; `mean` and `log_std` have one shape, `[B, T_p, D]`.
+/// How near to ±1 a squashed number may lie when its density is asked for: `atanh` of the bound itself is infinite. 1e-6 is what
+/// Stable-Baselines3 `TanhBijector` and CleanRL guard with.
+const SQUASH_MARGIN: f64 = 1e-6;
+
+/// Independent normal distributions, or `tanh` of them; `mean` and `log_std` have one shape, `[B, T_p, D]`.
 #[derive(Debug)]
 pub struct Gaussian {
-    /// Means.
+    /// Means, before `tanh`.
     pub mean: Tensor,
-    /// Natural logarithms of the standard deviations.
+    /// Natural logarithms of the standard deviations, before `tanh`.
     pub log_std: Tensor,
+    /// Whether actions are `tanh` of the normal numbers.
+    pub squash: bool,
 }
 
 impl Gaussian {
     /// Log-density of each number, nats, in the shape of `actions`; sum over `D` (and `T_a`) for that of a chunk.
+    ///
+    /// Squashed numbers are taken as at most `1 - 1e-6` in size. Near the bounds `atanh` loses most digits in f32: where
+    /// the sample's own log-prob is wanted, take it from [`Gaussian::reparameterised`].
     pub fn log_prob(&self, actions: &Tensor) -> Tensor {
-        let z: Tensor = (actions - &self.mean) * (-&self.log_std).exp();
-        let half_log_tau = 0.5 * std::f64::consts::TAU.ln();
-        z.square() * -0.5 - &self.log_std - half_log_tau
+        let unsquashed =
+            self.squash.then(|| actions.clamp(SQUASH_MARGIN - 1.0, 1.0 - SQUASH_MARGIN).atanh());
+        let u = unsquashed.as_ref().unwrap_or(actions);
+        let z: Tensor = (u - &self.mean) * (-&self.log_std).exp();
+        self.density(&z, u)
     }
 
-    /// Differential entropy of each number, nats.
+    /// Differential entropy of each number, nats. Of the normal number itself if squashed: `tanh` has no closed form and only
+    /// lowers it.
     pub fn entropy(&self) -> Tensor {
         &self.log_std + 0.5 * (std::f64::consts::TAU.ln() + 1.0)
+    }
+
+    /// The likeliest chunk: the mean, or its `tanh` (the median), as every SAC acts when it is judged.
+    pub fn mode(&self) -> Tensor {
+        if self.squash { self.mean.tanh() } else { self.mean.shallow_clone() }
     }
 
     /// One sample per row from the row's own stream; differentiable in mean and deviation.
     pub fn sample(&self, noise: &mut [NoiseStream]) -> Tensor {
         let z = normal_rows(noise, &self.mean.size()[1..], self.mean.device());
-        &self.mean + self.log_std.exp() * z
+        let u = &self.mean + self.log_std.exp() * z;
+        if self.squash { u.tanh() } else { u }
+    }
+
+    /// The sample that standard normal noise `z` makes and the log-density of each of its numbers, both in the shape of
+    /// `mean` and differentiable in mean and deviation (SAC, appendix C).
+    pub fn reparameterised(&self, z: &Tensor) -> (Tensor, Tensor) {
+        let u = &self.mean + self.log_std.exp() * z;
+        let log_prob = self.density(z, &u);
+        (if self.squash { u.tanh() } else { u }, log_prob)
+    }
+
+    /// Log-density at `u = mean + std z`, by the change of variables if squashed:
+    /// `log(1 - tanh(u)^2) = 2 (ln 2 - u - softplus(-2u))`, which stays exact where `tanh(u)` rounds to 1.
+    fn density(&self, z: &Tensor, u: &Tensor) -> Tensor {
+        let half_log_tau = 0.5 * std::f64::consts::TAU.ln();
+        let normal = z.square() * -0.5 - &self.log_std - half_log_tau;
+        if !self.squash {
+            return normal;
+        }
+        let log_slope: Tensor = (std::f64::consts::LN_2 - u - (u * -2.0).softplus()) * 2.0;
+        normal - log_slope
     }
 }
 
@@ -205,7 +247,24 @@ impl GaussianHead {
             Std::Own(raw) => raw.reshape([1, chunk[1], chunk[2]]).expand(chunk, false),
         };
         let (min, max) = (self.config.min_log_std, self.config.max_log_std);
-        Ok(Gaussian { mean, log_std: self.config.bound.apply(&raw, min, max) })
+        let log_std = self.config.bound.apply(&raw, min, max);
+        Ok(Gaussian { mean, log_std, squash: self.config.squash })
+    }
+
+    /// A chunk per row and the log-density of each of its numbers, both `[B, T_p, D]` and with gradient; one stream of noise
+    /// per row.
+    ///
+    /// # Errors
+    /// [`PolicyError::Shape`]; [`PolicyError::Config`] unless there is one stream of noise per row.
+    pub fn sample_with_log_prob(
+        &self,
+        context: &Context,
+        noise: &mut [NoiseStream],
+    ) -> Result<(Tensor, Tensor), PolicyError> {
+        self.shape.expect_streams(context, noise)?;
+        let chunk = [self.shape.chunk_size, self.shape.action_dim];
+        let z = normal_rows(noise, &chunk, context.pooled.device());
+        Ok(self.distribution(context)?.reparameterised(&z))
     }
 }
 
@@ -233,7 +292,7 @@ impl Head for GaussianHead {
         self.shape.expect_streams(context, noise)?;
         let distribution = self.distribution(context)?;
         Ok(match mode {
-            ActMode::Deterministic => distribution.mean,
+            ActMode::Deterministic => distribution.mode(),
             ActMode::Stochastic => distribution.sample(noise),
         })
     }
@@ -257,12 +316,15 @@ mod tests {
     fn it_is_a_head() {
         for state_dependent_std in [true, false] {
             for bound in [StdBound::Tanh, StdBound::Softplus] {
-                check_head(&HeadConfig::Gaussian(GaussianConfig {
-                    state_dependent_std,
-                    bound,
-                    init_std: 0.5,
-                    ..config()
-                }));
+                for squash in [false, true] {
+                    check_head(&HeadConfig::Gaussian(GaussianConfig {
+                        state_dependent_std,
+                        bound,
+                        init_std: 0.5,
+                        squash,
+                        ..config()
+                    }));
+                }
             }
         }
     }
@@ -279,10 +341,78 @@ mod tests {
         let g = Gaussian {
             mean: Tensor::from_slice(&[1f64, 1.0]),
             log_std: Tensor::from_slice(&[2f64.ln(); 2]),
+            squash: false,
         };
         let expected = Tensor::from_slice(&[-1.737_085_713_764_618, -2.112_085_713_764_618]);
         assert_close(&g.log_prob(&Tensor::from_slice(&[0f64, 3.0])), &expected, 1e-12);
         assert!((g.entropy().double_value(&[0]) - 2.112_085_713_764_618).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_squashed_density_integrates_to_one() {
+        // The midpoint rule over (-1, 1).
+        let n = 20_000;
+        let width = 2.0 / f64::from(n);
+        let actions: Vec<f64> = (0..n).map(|i| (f64::from(i) + 0.5) * width - 1.0).collect();
+        let actions = Tensor::from_slice(&actions);
+        for (mean, std) in [(0.0, 0.5), (0.8, 0.3), (-0.3, 0.9)] {
+            let g = Gaussian {
+                mean: actions.ones_like() * mean,
+                log_std: actions.ones_like() * f64::ln(std),
+                squash: true,
+            };
+            let mass = g.log_prob(&actions).exp().sum(Kind::Double).double_value(&[]) * width;
+            assert!((mass - 1.0).abs() < 1e-3, "N({mean}, {std}): {mass}");
+        }
+    }
+
+    #[test]
+    fn a_samples_own_log_prob_is_that_of_the_distribution_and_survives_saturation() {
+        for squash in [false, true] {
+            let g = Gaussian {
+                mean: Tensor::from_slice(&[0.3f64, -1.0]),
+                log_std: Tensor::from_slice(&[-1.0f64, 0.1]),
+                squash,
+            };
+            let (action, log_prob) = g.reparameterised(&Tensor::from_slice(&[0.7f64, -1.2]));
+            assert_close(&g.log_prob(&action), &log_prob, 1e-9);
+        }
+        // tanh(40) is 1 in f32 and 1 - tanh² is 0, whose logarithm the plain form would take: here it is 2 ln 2 - 80.
+        let mean = Tensor::from_slice(&[40f32, -40.0]).set_requires_grad(true);
+        let g = Gaussian { log_std: mean.zeros_like(), mean: mean.shallow_clone(), squash: true };
+        let (action, log_prob) = g.reparameterised(&mean.zeros_like());
+        assert_close(&action.detach(), &Tensor::from_slice(&[1f32, -1.0]), 0.0);
+        let expected = -0.5 * std::f64::consts::TAU.ln() - 2.0 * std::f64::consts::LN_2 + 80.0;
+        assert_close(&log_prob.detach(), &Tensor::from_slice(&[expected; 2]), 1e-4);
+        log_prob.sum(Kind::Float).backward();
+        assert_close(&mean.grad(), &Tensor::from_slice(&[2f32, -2.0]), 1e-6);
+    }
+
+    #[test]
+    fn demonstrations_on_the_bounds_have_a_finite_squashed_likelihood() {
+        let params = Params::new(Device::Cpu, 0);
+        let config = GaussianConfig { squash: true, ..config() };
+        let head = GaussianHead::new(&params.root(), &config, shape()).unwrap();
+        let (context, valid) = (context(3), Tensor::ones([3, 4], (Kind::Float, Device::Cpu)));
+        for bound in [-1.5, -1.0, 1.0, 1.5] {
+            let actions = Tensor::full([3, 4, 2], bound, (Kind::Float, Device::Cpu));
+            let loss = head.loss(&context, &actions, &valid, &mut NoiseStream::new(0)).unwrap();
+            assert_eq!(loss.isfinite().all().int64_value(&[]), 1);
+        }
+        let mut streams: Vec<NoiseStream> = (0..3).map(NoiseStream::new).collect();
+        let again = &mut streams.clone();
+        let (chunk, log_prob) = head.sample_with_log_prob(&context, &mut streams).unwrap();
+        assert!(chunk.requires_grad() && log_prob.requires_grad());
+        assert_eq!(log_prob.size(), [3, 4, 2]);
+        let sampled = head.sample(&context, again, ActMode::Stochastic).unwrap();
+        assert_close(&chunk.detach(), &sampled, 1e-7);
+        assert!(head.sample_with_log_prob(&context, &mut streams[..2]).is_err());
+    }
+
+    #[test]
+    fn a_squashed_mean_learns_a_linear_policy() {
+        let config = GaussianConfig { squash: true, ..config() };
+        check_learns_a_linear_policy(&HeadConfig::Gaussian(config), 400, 1e-2, 0.08);
     }
 
     #[test]

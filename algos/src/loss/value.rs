@@ -1,0 +1,78 @@
+//! What on-policy critics learn from, and how advantages are scaled.
+//!
+//! Sources: the value loss of CleanRL `ppo_continuous_action.py` (PPO2's), the normalisation of Stable-Baselines3 `ppo/ppo.py`.
+
+use tch::Tensor;
+
+use super::{expect_dims, expect_shape};
+use crate::AlgoError;
+
+/// `0.5 mean((v - target)^2)`, all inputs `[N]`; scalar, with gradient to `value`.
+///
+/// With `clip` the value counts as moved by at most `clip` from `old_value`, and the greater of the clipped and the
+/// unclipped error of each row is taken (PPO2; CleanRL `clip_vloss`). Stable-Baselines3's `clip_range_vf` differs: it takes
+/// the clipped one alone and does not halve.
+///
+/// # Errors
+/// [`AlgoError::TensorShape`] unless every input has the shape of `value`.
+pub fn value_loss(
+    value: &Tensor,
+    old_value: &Tensor,
+    target: &Tensor,
+    clip: Option<f64>,
+) -> Result<Tensor, AlgoError> {
+    let shape: [i64; 1] = expect_dims("value", value)?;
+    expect_shape("old value", old_value, &shape)?;
+    expect_shape("value target", target, &shape)?;
+    let target = target.detach();
+    let mut error = (value - &target).square();
+    if let Some(clip) = clip {
+        let old = old_value.detach();
+        let moved: Tensor = (value - &old).clamp(-clip, clip) + old;
+        error = error.maximum(&(moved - target).square());
+    }
+    Ok(error.mean(error.kind()) * 0.5)
+}
+
+/// `(a - mean) / (std + 1e-8)` over all rows of `[N]`, unbiased deviation (Stable-Baselines3 `ppo/ppo.py`). A single row has no
+/// deviation and is returned as it is, as there.
+pub fn normalized(advantage: &Tensor) -> Tensor {
+    let _guard = tch::no_grad_guard();
+    if advantage.numel() < 2 {
+        return advantage.copy();
+    }
+    (advantage - advantage.mean(advantage.kind())) / (advantage.std(true) + 1e-8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clipped_value_cannot_gain_by_jumping() {
+        // Old 0, new 1, target 2, clip 0.2: the unclipped error is 1, the clipped 1.8² = 3.24, which counts; it has no slope.
+        let value = Tensor::from_slice(&[1f64]).set_requires_grad(true);
+        let (old, target) = (Tensor::from_slice(&[0f64]), Tensor::from_slice(&[2f64]));
+        let loss = value_loss(&value, &old, &target, Some(0.2)).unwrap();
+        assert!((loss.double_value(&[]) - 1.62).abs() < 1e-12);
+        loss.backward();
+        assert_eq!(value.grad().double_value(&[0]), 0.0);
+        let plain = value_loss(&value, &old, &target, None).unwrap();
+        assert_eq!(plain.double_value(&[]), 0.5);
+        let column = value.unsqueeze(1);
+        assert!(value_loss(&column, &old, &target, None).is_err());
+        assert!(value_loss(&value, &old, &column, None).is_err());
+        assert!(value_loss(&value, &column, &target, None).is_err());
+    }
+
+    #[test]
+    fn normalised_advantages_have_mean_zero_and_deviation_one() {
+        let a = normalized(&Tensor::from_slice(&[1f64, 2.0, 3.0, 6.0]));
+        assert!(a.mean(None).double_value(&[]).abs() < 1e-12);
+        assert!((a.std(true).double_value(&[]) - 1.0).abs() < 1e-7);
+        let equal = normalized(&Tensor::from_slice(&[3f32, 3.0]));
+        assert_eq!(Vec::<f32>::try_from(equal).unwrap(), [0.0, 0.0]);
+        let single = normalized(&Tensor::from_slice(&[3f32]));
+        assert_eq!(Vec::<f32>::try_from(single).unwrap(), [3.0]);
+    }
+}
