@@ -1,6 +1,6 @@
 //! Losses and what they are averaged over: pure functions, tensors in, tensors out.
 //!
-//! Results keep the kind of their inputs. What a
+//! Every one is held to PyTorch's number and gradient in `loss/parity.rs`. Results keep the kind of their inputs. What a
 //! loss does not learn from (old log-probs, advantages, targets) gets no gradient, whatever the caller passes.
 //!
 //! | file | what |
@@ -12,6 +12,9 @@
 pub mod ratio;
 pub mod soft;
 pub mod value;
+
+#[cfg(test)]
+mod parity;
 
 use tch::{Kind, Tensor};
 
