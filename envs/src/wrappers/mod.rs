@@ -2,6 +2,8 @@
 
 mod fault;
 mod time_limit;
+mod true_state;
 
 pub use fault::{FaultInjector, FaultKind, FaultPlan};
 pub use time_limit::TimeLimit;
+pub use true_state::TrueState;
