@@ -41,6 +41,32 @@ impl ObsBatch {
         self.instructions.is_empty()
     }
 
+    /// Rows `start .. start + len`, sharing memory.
+    #[must_use]
+    pub fn narrow(&self, start: usize, len: usize) -> Self {
+        let cut = |t: &Tensor| t.narrow(0, start as i64, len as i64);
+        Self {
+            images: self.images.iter().map(|(name, t)| (name.clone(), cut(t))).collect(),
+            proprio: cut(&self.proprio),
+            instructions: self.instructions[start..start + len].to_vec(),
+        }
+    }
+
+    /// The rows `index`, in that order.
+    #[must_use]
+    pub fn select(&self, index: &[i64]) -> Self {
+        let rows = Tensor::from_slice(index).to_device(self.proprio.device());
+        let pick = |t: &Tensor| t.index_select(0, &rows);
+        Self {
+            images: self.images.iter().map(|(name, t)| (name.clone(), pick(t))).collect(),
+            proprio: pick(&self.proprio),
+            instructions: index
+                .iter()
+                .map(|&i| Arc::clone(&self.instructions[i as usize]))
+                .collect(),
+        }
+    }
+
     /// Stacks `B` windows, oldest observation first; all of one length, with the cameras named.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //! | [`safetensors_io`], [`hf`] | named tensors on disk; folders as Hugging Face writes them |
 //! | [`vision`], [`text`] | models of published checkpoints; tokenisers |
 //! | [`vla`] | the policy composed of them |
+//! | [`critic`] | what a state, or a chunk in it, is worth |
 //! | [`checkpoint`] | a policy as a folder |
 //! | [`chunk`] | which actions of the predicted chunks are performed |
 //! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
@@ -30,6 +31,7 @@ mod random;
 
 pub mod checkpoint;
 pub mod chunk;
+pub mod critic;
 pub mod device;
 pub mod encoders;
 pub mod fusion;
@@ -50,7 +52,7 @@ pub(crate) mod testing;
 pub use batch::{ImitationBatch, ObsBatch};
 pub use error::PolicyError;
 pub use expert::{Expert, ExpertPolicy};
-pub use model::ImitationModel;
+pub use model::{Decision, Density, ImitationModel, StochasticActor};
 pub use noise::{NoiseStream, normal_rows};
 pub use policy::{ActMode, ActRequest, ActStats, Needs, Policy, PolicyStep};
 pub use random::RandomPolicy;

@@ -18,24 +18,28 @@
 //!    from its own noise: a decision does not depend on who else waits for one.
 //! 4. Before an episode's `T_o`-th observation the first one is repeated.
 
+mod actor;
+mod perception;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use simloop_envs::{ActionChunk, ActionConvention, EnvId, ImageSpace, Observation};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::chunk::{ChunkExecution, ChunkExecutor, Receding};
-use crate::encoders::cameras::Camera;
-use crate::encoders::{Encoder, Inputs, StateConfig, VisionConfig};
-use crate::fusion::{Fusion, FusionConfig, Modality};
+use crate::encoders::{StateConfig, VisionConfig};
+use crate::fusion::FusionConfig;
 use crate::heads::{Head, HeadConfig, HeadShape};
-use crate::nn::Params;
+use crate::nn::{Params, Scope};
 use crate::normalize::{Affine, NormMode, Normalizer, Stats};
 use crate::text::{TextConfig, Tokenizer};
 use crate::{
     ActMode, ActRequest, ImitationBatch, ImitationModel, Needs, NoiseStream, ObsBatch, Policy,
     PolicyError, PolicyStep,
 };
+
+pub use perception::Perception;
 
 /// Which time step row 0 of a chunk belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,12 +235,9 @@ pub struct VlaPolicy {
     normalizers: Normalizers,
     tokenizer: Option<Tokenizer>,
     params: Params,
-    encoders: Vec<Box<dyn Encoder>>,
-    fusion: Box<dyn Fusion>,
+    perception: Perception,
     head: Box<dyn Head>,
-    proprio: Affine,
     action: Affine,
-    cameras: Vec<String>,
     histories: BTreeMap<EnvId, VecDeque<Observation>>,
     executor: ChunkExecutor,
 }
@@ -285,43 +286,12 @@ impl VlaPolicy {
         }
         let params = Params::new(device, seed);
         let root = params.root();
-        let cameras: Vec<_> = io
-            .cameras
-            .iter()
-            .map(|(name, size)| {
-                let side = |full: u32| config.crop.unwrap_or(i64::from(full));
-                Camera { name: name.clone(), height: side(size.height), width: side(size.width) }
-            })
-            .collect();
-        let t_o = config.n_obs_steps as i64;
-        let encoders: Vec<Box<dyn Encoder>> = [
-            config.state.build(&root.sub("state"), io.proprio.len() as i64, t_o)?,
-            config.vision.build(&root.sub("vision"), &cameras, t_o)?,
-            config
-                .text
-                .build(&root.sub("text"), tokenizer.as_ref())?
-                .map(|encoder| Box::new(encoder) as Box<dyn Encoder>),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        if encoders.is_empty() {
-            return Err(PolicyError::Config {
-                detail:
-                    "build a policy that sees nothing: choose a `state`, `vision` or `text` encoder"
-                        .to_owned(),
-            });
-        }
-        let modalities: Vec<_> = encoders.iter().map(|e| Modality::of(e.as_ref())).collect();
-        let fusion = config.fusion.build(&root.sub("fusion"), &modalities)?;
-        let shape =
-            HeadShape::of(fusion.as_ref(), config.chunk_size as i64, io.action.len() as i64);
-        let head = config.head.build(&root.sub("head"), shape)?;
-        let needs_images = !matches!(config.vision, VisionConfig::None);
+        let perception = Perception::new(&root, &config, &io, &normalizers, tokenizer.as_ref())?;
+        let (t, d) = (config.chunk_size as i64, io.action.len() as i64);
+        let head =
+            config.head.build(&root.sub("head"), HeadShape::of(perception.fusion(), t, d))?;
         Ok(Self {
             name: "vla".to_owned(),
-            cameras: if needs_images { io.cameras.keys().cloned().collect() } else { Vec::new() },
-            proprio: normalizers.proprio.on(device),
             action: normalizers.action.on(device),
             executor: ChunkExecutor::new(
                 config.execution.clone(),
@@ -333,8 +303,7 @@ impl VlaPolicy {
             normalizers,
             tokenizer,
             params,
-            encoders,
-            fusion,
+            perception,
             head,
         })
     }
@@ -359,6 +328,36 @@ impl VlaPolicy {
         self.tokenizer.as_ref()
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.params.device()
+    }
+
+    /// Eyes like its own, with new weights below `scope`, for a critic.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] as when the policy was built.
+    pub fn new_perception(&self, scope: &Scope) -> Result<Perception, PolicyError> {
+        let tokenizer = self.tokenizer.as_ref();
+        Perception::new(scope, &self.config, &self.io, &self.normalizers, tokenizer)
+    }
+
+    /// Chunks `[B, T_p, D]` in raw units to the numbers that the head speaks.
+    pub fn normalize_actions(&self, obs: &ObsBatch, actions: &Tensor) -> Tensor {
+        match &self.config.relative {
+            Some(relative) => (actions - origin(obs, relative)) / relative.scale,
+            None => self.action.normalize(actions),
+        }
+    }
+
+    /// The inverse of [`VlaPolicy::normalize_actions`].
+    pub fn denormalize_actions(&self, obs: &ObsBatch, chunk: &Tensor) -> Tensor {
+        match &self.config.relative {
+            Some(relative) => chunk * relative.scale + origin(obs, relative),
+            None => self.action.denormalize(chunk),
+        }
+    }
+
     /// Gives it a name for reports.
     pub fn set_name(&mut self, name: impl Into<String>) {
         self.name = name.into();
@@ -366,7 +365,7 @@ impl VlaPolicy {
 
     /// The cameras it looks through.
     pub fn cameras(&self) -> &[String] {
-        &self.cameras
+        self.perception.cameras()
     }
 
     /// Executes another number of actions per decision.
@@ -381,66 +380,6 @@ impl VlaPolicy {
         self.executor = ChunkExecutor::new(config.execution.clone(), rows)?;
         self.config = config;
         Ok(())
-    }
-
-    /// Images to `[B, T_o, 3, H, W]` in `[0, 1]`, cropped; at random places if `noise` is given.
-    fn images(
-        &self,
-        obs: &ObsBatch,
-        mut noise: Option<&mut NoiseStream>,
-    ) -> Result<BTreeMap<String, Tensor>, PolicyError> {
-        let mut images = BTreeMap::new();
-        for camera in &self.cameras {
-            let raw = obs.images.get(camera).ok_or_else(|| PolicyError::Missing {
-                what: format!("images[{camera}]"),
-                remedy: "give the policy the cameras it was trained with".to_owned(),
-            })?;
-            let raw = match self.config.crop {
-                Some(side) => crop(raw, side, noise.as_deref_mut()),
-                None => raw.shallow_clone(),
-            };
-            let image = raw.permute([0, 1, 4, 2, 3]).to_kind(Kind::Float) / 255.0;
-            images.insert(camera.clone(), image);
-        }
-        Ok(images)
-    }
-
-    fn context(
-        &self,
-        obs: &ObsBatch,
-        noise: Option<&mut NoiseStream>,
-    ) -> Result<crate::fusion::Context, PolicyError> {
-        let expected =
-            [obs.len() as i64, self.config.n_obs_steps as i64, self.io.proprio.len() as i64];
-        if obs.proprio.size() != expected {
-            return Err(PolicyError::Config {
-                detail: format!(
-                    "see proprio of shape {:?}: the policy was made for {expected:?} ({})",
-                    obs.proprio.size(),
-                    self.io.proprio.join(", ")
-                ),
-            });
-        }
-        let images = self.images(obs, noise)?;
-        let proprio = self.proprio.normalize(&obs.proprio);
-        let inputs = Inputs { images: &images, proprio: &proprio, instructions: &obs.instructions };
-        let tokens: Vec<_> =
-            self.encoders.iter().map(|e| e.encode(&inputs)).collect::<Result<_, _>>()?;
-        self.fusion.fuse(&tokens)
-    }
-
-    fn normalize_actions(&self, obs: &ObsBatch, actions: &Tensor) -> Tensor {
-        match &self.config.relative {
-            Some(relative) => (actions - origin(obs, relative)) / relative.scale,
-            None => self.action.normalize(actions),
-        }
-    }
-
-    fn denormalize_actions(&self, obs: &ObsBatch, chunk: &Tensor) -> Tensor {
-        match &self.config.relative {
-            Some(relative) => chunk * relative.scale + origin(obs, relative),
-            None => self.action.denormalize(chunk),
-        }
     }
 
     /// What environment `env` showed last, oldest first, `T_o` observations.
@@ -480,7 +419,7 @@ impl VlaPolicy {
                 .chain(std::iter::repeat_n(&seeds[0], pad))
                 .map(|&seed| NoiseStream::new(seed))
                 .collect();
-            let obs = ObsBatch::stack(&padded, &self.cameras, self.params.device())?;
+            let obs = ObsBatch::stack(&padded, self.cameras(), self.params.device())?;
             let out = self.predict(&obs, &mut noise, mode)?.to_device(Device::Cpu).contiguous();
             let mut values = vec![0f32; self.config.inference_batch * t * d];
             let n = values.len();
@@ -505,24 +444,6 @@ fn origin(obs: &ObsBatch, relative: &RelativeAction) -> Tensor {
     obs.proprio.narrow(1, -1, 1).index_select(2, &index)
 }
 
-/// Cuts `[B, T, H, W, 3]` to `side` × `side`: in the middle, or at a place per sample drawn from `noise`.
-fn crop(images: &Tensor, side: i64, noise: Option<&mut NoiseStream>) -> Tensor {
-    let size = images.size();
-    let (b, down, right) = (size[0], size[2] - side, size[3] - side);
-    let Some(noise) = noise else {
-        return images.narrow(2, down / 2, side).narrow(3, right / 2, side);
-    };
-    let rows: Vec<Tensor> = (0..b)
-        .map(|i| {
-            let mut place =
-                |slack: i64| noise.integers(slack + 1, &[1], Device::Cpu).int64_value(&[0]);
-            let (y, x) = (place(down), place(right));
-            images.get(i).narrow(1, y, side).narrow(2, x, side)
-        })
-        .collect();
-    Tensor::stack(&rows, 0)
-}
-
 impl Policy for VlaPolicy {
     fn name(&self) -> &str {
         &self.name
@@ -530,7 +451,7 @@ impl Policy for VlaPolicy {
 
     fn needs(&self) -> Needs {
         Needs {
-            images: !self.cameras.is_empty(),
+            images: !self.cameras().is_empty(),
             privileged: false,
             n_obs_steps: self.config.n_obs_steps,
         }
@@ -585,7 +506,7 @@ impl ImitationModel for VlaPolicy {
                 ),
             });
         }
-        let context = self.context(&batch.obs, Some(noise))?;
+        let context = self.perception.context(&batch.obs, Some(noise))?;
         let actions = self.normalize_actions(&batch.obs, &batch.actions);
         self.head.loss(&context, &actions, &batch.valid, noise)
     }
@@ -597,7 +518,7 @@ impl ImitationModel for VlaPolicy {
         mode: ActMode,
     ) -> Result<Tensor, PolicyError> {
         let _guard = tch::no_grad_guard();
-        let context = self.context(obs, None)?;
+        let context = self.perception.context(obs, None)?;
         let chunk = self.head.sample(&context, noise, mode)?;
         Ok(self.denormalize_actions(obs, &chunk))
     }

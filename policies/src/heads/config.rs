@@ -8,6 +8,7 @@ use super::diffusion::{DiffusionConfig, DiffusionHead};
 use super::flow::{FlowConfig, FlowHead};
 use super::gaussian::{GaussianConfig, GaussianHead};
 use super::mlp::{MlpConfig, MlpHead};
+use super::steered::{SteeredConfig, SteeredHead};
 use super::text::{TextConfig, TextHead};
 use super::{Head, HeadShape};
 use crate::PolicyError;
@@ -31,6 +32,8 @@ pub enum HeadConfig {
     Diffusion(DiffusionConfig),
     /// [`FlowHead`].
     Flow(FlowConfig),
+    /// [`SteeredHead`].
+    Steered(SteeredConfig),
 }
 
 impl Default for HeadConfig {
@@ -53,6 +56,7 @@ impl HeadConfig {
             Self::Text(config) => Box::new(TextHead::new(scope, config, shape)?),
             Self::Diffusion(config) => Box::new(DiffusionHead::new(scope, config, shape)?),
             Self::Flow(config) => Box::new(FlowHead::new(scope, config, shape)?),
+            Self::Steered(config) => Box::new(SteeredHead::new(scope, config, shape)?),
         })
     }
 }

@@ -6,13 +6,13 @@
 //! soft bounds from above and below). Both keep a gradient where a hard clamp would have none.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::mlp::layer_sizes;
-use super::{Head, HeadShape};
+use super::{Drawn, Head, HeadShape, StochasticHead};
 use crate::fusion::Context;
-use crate::nn::{Activation, Init, Linear, Mlp, Scope};
-use crate::{ActMode, NoiseStream, PolicyError, normal_rows};
+use crate::nn::{Activation, Init, Linear, Mlp, Scope, expect_shape};
+use crate::{ActMode, Density, NoiseStream, PolicyError, normal_rows};
 
 /// How the network's number becomes a log-deviation between the bounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,6 +295,64 @@ impl Head for GaussianHead {
             ActMode::Deterministic => distribution.mode(),
             ActMode::Stochastic => distribution.sample(noise),
         })
+    }
+
+    fn stochastic(&self) -> Option<&dyn StochasticHead> {
+        Some(self)
+    }
+
+    /// Sets a deviation that does not depend on the context, within its bounds.
+    fn set_explore_std(&mut self, std: f64) {
+        if let Std::Own(raw) = &self.std {
+            let slack = 1e-3 * (self.config.max_log_std - self.config.min_log_std);
+            let (low, high) = (self.config.min_log_std + slack, self.config.max_log_std - slack);
+            let init_std = std.ln().clamp(low, high).exp();
+            let _guard = tch::no_grad_guard();
+            let _ = raw
+                .shallow_clone()
+                .fill_(GaussianConfig { init_std, ..self.config.clone() }.init_raw());
+        }
+    }
+}
+
+impl StochasticHead for GaussianHead {
+    /// The latent is the normalised chunk itself; a term is one action of it.
+    fn explore(
+        &self,
+        context: &Context,
+        noise: &mut [NoiseStream],
+        mode: ActMode,
+    ) -> Result<Drawn, PolicyError> {
+        let _guard = tch::no_grad_guard();
+        self.shape.expect_streams(context, noise)?;
+        let distribution = self.distribution(context)?;
+        let chunk = match mode {
+            ActMode::Deterministic => distribution.mode(),
+            ActMode::Stochastic => distribution.sample(noise),
+        };
+        let log_prob = distribution.log_prob(&chunk).sum_dim_intlist(-1, false, Kind::Float);
+        Ok(Drawn { latent: chunk.flatten(1, 2), chunk, log_prob })
+    }
+
+    fn density(&self, context: &Context, latent: &Tensor) -> Result<Density, PolicyError> {
+        let distribution = self.distribution(context)?;
+        let (t, d) = (self.shape.chunk_size, self.shape.action_dim);
+        let b = latent.size().first().copied().unwrap_or(0);
+        expect_shape("latent", latent, &[context.pooled.size()[0], t * d])?;
+        let chunk = latent.view([b, t, d]);
+        let sum = |each: &Tensor| each.sum_dim_intlist(-1, false, Kind::Float);
+        Ok(Density {
+            log_prob: sum(&distribution.log_prob(&chunk)),
+            entropy: sum(&distribution.entropy()),
+        })
+    }
+
+    fn term_rows(&self) -> Vec<Option<usize>> {
+        (0..self.shape.chunk_size as usize).map(Some).collect()
+    }
+
+    fn gaussian(&self, context: &Context) -> Result<Gaussian, PolicyError> {
+        self.distribution(context)
     }
 }
 

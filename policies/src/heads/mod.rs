@@ -8,6 +8,7 @@
 //! | [`bins`] | every number one of 256 classes |
 //! | [`text`] | integers as text, as VLA-0 |
 //! | [`diffusion`], [`flow`] | denoising and flow matching |
+//! | [`steered`] | a flow whose noise is chosen |
 //! | [`denoiser`] | their networks: MLP, U-Net, transformer |
 //! | [`decoder`] | a query per action reads the context: the body of `act` and `bins` |
 
@@ -20,6 +21,7 @@ pub mod diffusion;
 pub mod flow;
 pub mod gaussian;
 pub mod mlp;
+pub mod steered;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod text;
@@ -28,7 +30,7 @@ use tch::Tensor;
 
 use crate::fusion::{Context, Fusion};
 use crate::nn::{ANY, expect_shape};
-use crate::{ActMode, NoiseStream, PolicyError};
+use crate::{ActMode, Density, NoiseStream, PolicyError};
 
 pub use config::HeadConfig;
 
@@ -143,4 +145,58 @@ pub trait Head {
         noise: &mut [NoiseStream],
         mode: ActMode,
     ) -> Result<Tensor, PolicyError>;
+
+    /// The head as a distribution, where its chunks have a density.
+    fn stochastic(&self) -> Option<&dyn StochasticHead> {
+        None
+    }
+
+    /// How much a head explores; see
+    /// [`VlaPolicy::set_explore_std`](crate::vla::VlaPolicy::set_explore_std).
+    fn set_explore_std(&mut self, _std: f64) {}
+}
+
+/// What was drawn, without gradient.
+#[derive(Debug)]
+pub struct Drawn {
+    /// `[B, T_p, D]`, normalised.
+    pub chunk: Tensor,
+    /// What the density is computed from again, `[B, L]`.
+    pub latent: Tensor,
+    /// Log-density of each term, nats, `[B, K]`.
+    pub log_prob: Tensor,
+}
+
+/// A head whose chunks have a density, as a product of `K` terms.
+pub trait StochasticHead {
+    /// A chunk per row; `noise` holds one stream per row. With [`ActMode::Deterministic`] the chunk is the one that
+    /// [`Head::sample`] gives.
+    ///
+    /// # Errors
+    /// [`PolicyError`] for shapes that do not fit.
+    fn explore(
+        &self,
+        context: &Context,
+        noise: &mut [NoiseStream],
+        mode: ActMode,
+    ) -> Result<Drawn, PolicyError>;
+
+    /// The density of what was drawn before, with gradient.
+    ///
+    /// # Errors
+    /// [`PolicyError`] for shapes that do not fit.
+    fn density(&self, context: &Context, latent: &Tensor) -> Result<Density, PolicyError>;
+
+    /// The row of the chunk that each term belongs to; `None` for a term of all rows.
+    fn term_rows(&self) -> Vec<Option<usize>>;
+
+    /// The head as independent normal distributions, if it is that: they can be differentiated through their samples.
+    ///
+    /// # Errors
+    /// [`PolicyError`] for shapes that do not fit; [`PolicyError::Config`] for another head.
+    fn gaussian(&self, _context: &Context) -> Result<gaussian::Gaussian, PolicyError> {
+        Err(PolicyError::Config {
+            detail: "differentiate through a sample: only the `gaussian` head can".to_owned(),
+        })
+    }
 }

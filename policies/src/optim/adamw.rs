@@ -256,6 +256,18 @@ impl AdamW {
         self.flat.split(&buffer, "")
     }
 
+    /// What is not finite of what was accumulated, if anything: for learners of several optimizers that move together or
+    /// not at all.
+    pub fn broken(&self) -> Option<String> {
+        let _guard = tch::no_grad_guard();
+        let bad = |grad: &Tensor| grad.defined() && !grad.norm().double_value(&[]).is_finite();
+        let slots = self.flat.slots().iter().zip(&self.grads);
+        slots
+            .filter(|(_, grad)| bad(grad))
+            .map(|(slot, _)| format!("the gradient of `{}`", slot.name))
+            .next()
+    }
+
     /// One update at learning rate `lr` by what was accumulated; what was accumulated is then forgotten. Nothing
     /// accumulated, nothing changed.
     pub fn step(&mut self, lr: f64) -> Step {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ndarray::{Array2, Array3};
 use simloop_envs::Info;
+use tch::Kind;
 
 use super::*;
 use crate::chunk::Receding;
@@ -11,7 +12,7 @@ use crate::encoders::cnn::CnnConfig;
 use crate::heads::diffusion::DiffusionConfig;
 use crate::heads::flow::FlowConfig;
 use crate::nn::Scope;
-use crate::{checkpoint, fusion::Context};
+use crate::{StochasticActor as _, checkpoint, fusion::Context};
 
 fn io(cameras: bool) -> PolicyIo {
     let size = ImageSpace { height: 40, width: 40 };
@@ -37,7 +38,7 @@ fn policy(config: VlaConfig, seed: u64) -> VlaPolicy {
     // Output layers that begin at zero would hide everything before them.
     let noise = NoiseStream::new(1).normal(&[1_000_000], Device::Cpu) * 0.05;
     let _guard = tch::no_grad_guard();
-    for (_, mut tensor) in policy.params().all() {
+    for (_, mut tensor) in ImitationModel::params(&policy).all() {
         if tensor.abs().max().double_value(&[]) == 0.0 {
             let n = tensor.numel() as i64;
             tensor.copy_(&noise.narrow(0, 0, n).reshape(tensor.size()));
@@ -209,7 +210,7 @@ fn every_denoiser_learns_a_constant_chunk() {
         let mut losses = Vec::new();
         for _ in 0..150 {
             let loss = policy.imitation_loss(&batch, &mut noise).unwrap().mean(Kind::Float);
-            adam.minimise(policy.params(), &loss);
+            adam.minimise(ImitationModel::params(&policy), &loss);
             losses.push(loss.double_value(&[]));
         }
         let mean = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
@@ -244,4 +245,55 @@ fn flow_sampling_is_an_euler_integration_of_the_velocity() {
     let start = NoiseStream::new(7).normal(&[1, 1], Device::Cpu).double_value(&[0, 0]);
     let end = head.sample(&context, &mut [NoiseStream::new(7)], ActMode::Deterministic).unwrap();
     assert!((end.double_value(&[0, 0, 0]) - (start + 2.0)).abs() < 1e-6);
+}
+
+/// A policy of each head with a density, and windows to decide on.
+fn actors() -> (Vec<VlaPolicy>, Vec<Vec<Observation>>) {
+    let gaussian = HeadConfig::Gaussian(crate::heads::gaussian::GaussianConfig::default());
+    let execution = ChunkExecution::Receding(Receding { n_action_steps: 8 });
+    let config = |head| VlaConfig {
+        head,
+        execution: execution.clone(),
+        align: Align::Window,
+        ..VlaConfig::default()
+    };
+    let heads = [gaussian, HeadConfig::Flow(FlowConfig { steps: 4, ..FlowConfig::default() })];
+    let windows = (0..11).map(|i| vec![obs(i), obs(i + 1)]).collect();
+    (heads.map(|head| policy(config(head), 0)).into(), windows)
+}
+
+#[test]
+fn the_density_of_a_decision_can_be_computed_again() {
+    let (actors, windows) = actors();
+    for actor in actors {
+        let seeds: Vec<u64> = (0..11).collect();
+        let decisions = actor.decide(&windows, &seeds, ActMode::Stochastic).unwrap();
+        let stack = |row: &dyn Fn(&crate::Decision) -> &[f32]| {
+            let rows: Vec<_> = decisions.iter().map(|d| Tensor::from_slice(row(d))).collect();
+            Tensor::stack(&rows, 0)
+        };
+        let (latent, log_prob) = (stack(&|d| &d.latent), stack(&|d| &d.log_prob));
+        let batch = ObsBatch::stack(&windows, &[], Device::Cpu).unwrap();
+        let density = actor.density(&batch, &latent).unwrap();
+        assert_eq!(density.log_prob.size(), log_prob.size());
+        assert_eq!(density.log_prob.size()[1] as usize, actor.terms().len());
+        crate::testing::assert_close(&density.log_prob, &log_prob, 1e-3);
+        // Another path, another density; and a gradient flows to the network.
+        let other = actor.density(&batch, &(&latent + 0.1)).unwrap();
+        assert!((&other.log_prob - &log_prob).abs().max().double_value(&[]) > 0.1);
+        assert!(density.log_prob.requires_grad());
+    }
+}
+
+#[test]
+fn without_exploration_a_decision_is_what_acting_does() {
+    let (actors, windows) = actors();
+    for mut actor in actors {
+        let decision = actor.decide(&windows[3..4], &[30], ActMode::Deterministic).unwrap();
+        let acted = act(&mut actor, &[(0, &windows[3], 30)]);
+        let bits: Vec<u32> = decision[0].chunk.view().iter().map(|v| v.to_bits()).collect();
+        assert_eq!(acted[0], bits);
+        let explored = actor.decide(&windows[3..4], &[30], ActMode::Stochastic).unwrap();
+        assert_ne!(explored[0].chunk, decision[0].chunk);
+    }
 }
