@@ -59,7 +59,8 @@ pub fn gae(input: &GaeInput<'_>, gamma: f32, gae_lambda: f32) -> Result<Vec<f32>
 }
 
 /// How the returns of a group that shares its initial state become advantages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum GroupBaseline {
     /// `(R_i - mean) / (std + 1e-6)` with the population standard deviation (GRPO, Shao et al. 2024, eq. in section 4.1.2).
     Normalised,

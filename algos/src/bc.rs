@@ -50,20 +50,7 @@ impl Default for BcConfig {
     }
 }
 
-/// What an update says of itself: names from the table in `trainers/README.md`.
-pub type Metrics = BTreeMap<&'static str, f64>;
-
-/// What came of an update.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Update {
-    /// The weights moved.
-    Applied(Metrics),
-    /// Something was not finite: weights, moments and average are as before, bit for bit.
-    Dropped {
-        /// What was not finite.
-        tensor: String,
-    },
-}
+pub use crate::learner::{Metrics, Update};
 
 /// Everything that a later process needs to go on, as named sets of named tensors.
 #[derive(Debug)]

@@ -27,6 +27,12 @@ pub enum AlgoError {
         /// What it must be; -1 for any.
         expected: Vec<i64>,
     },
+    /// A number that is none.
+    #[error("take in `{what}`: it is not finite")]
+    NotFinite {
+        /// The input's name.
+        what: &'static str,
+    },
     /// A hyper-parameter outside its range.
     #[error("use `{what}` = {got}: it must lie in {range}")]
     Range {

@@ -1,0 +1,56 @@
+//! What every algorithm says of itself and keeps for later.
+
+use std::collections::BTreeMap;
+
+use simloop_policies::PolicyError;
+use tch::Tensor;
+
+use crate::AlgoError;
+
+/// What an update says of itself: names from the table in `trainers/README.md`.
+pub type Metrics = BTreeMap<&'static str, f64>;
+
+/// What came of an update.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// The weights moved.
+    Applied(Metrics),
+    /// Something was not finite: weights, moments and averages are as before, bit for bit.
+    Dropped {
+        /// What was not finite.
+        tensor: String,
+    },
+}
+
+/// Everything that a later process needs to go on: counters, and named sets of named tensors (one file each).
+#[derive(Debug, Default)]
+pub struct LearnerState {
+    /// Counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Sets of tensors by name.
+    pub tensors: BTreeMap<String, BTreeMap<String, Tensor>>,
+}
+
+impl LearnerState {
+    /// The counter `name`.
+    ///
+    /// # Errors
+    /// [`AlgoError::Policy`] if it is missing.
+    pub fn counter(&self, name: &str) -> Result<u64, AlgoError> {
+        self.counters.get(name).copied().ok_or_else(|| missing(name))
+    }
+
+    /// The set `name`.
+    ///
+    /// # Errors
+    /// [`AlgoError::Policy`] if it is missing.
+    pub fn set(&self, name: &str) -> Result<&BTreeMap<String, Tensor>, AlgoError> {
+        self.tensors.get(name).ok_or_else(|| missing(name))
+    }
+}
+
+fn missing(name: &str) -> AlgoError {
+    AlgoError::Policy(PolicyError::Config {
+        detail: format!("load training state: `{name}` is missing"),
+    })
+}
