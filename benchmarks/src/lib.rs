@@ -23,7 +23,6 @@ mod error;
 
 pub mod assets;
 pub mod cli;
-pub mod cpu;
 pub mod doctor;
 pub mod eval_info;
 pub mod ledger;
@@ -33,7 +32,6 @@ pub mod protocol;
 pub mod report;
 pub mod runner;
 pub mod sequential;
-pub mod stats;
 pub mod suites;
 pub mod summary;
 pub mod timing;
@@ -41,3 +39,4 @@ pub mod video;
 pub mod videos;
 
 pub use error::BenchError;
+pub use simloop_trainers::{cpu, stats};

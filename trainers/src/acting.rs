@@ -1,43 +1,48 @@
 //! Letting a policy act while it is being trained: the same episodes every time, through [`crate::evaluate()`].
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
-use simloop_algos::bc::Metrics;
-use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtObs};
-use simloop_envs::seeding::episode_seed;
-use simloop_envs::vec::SyncVecEnv;
-use simloop_envs::wrappers::TimeLimit;
-use simloop_envs::{Env, EnvFactory, FrameRequest, ResetOptions, ResetRequest, VecEnv as _};
+use simloop_algos::Metrics;
+use simloop_envs::VecEnv;
+use simloop_envs::pusht::{PushtGoals, PushtObs};
 use simloop_policies::Policy;
 
 use crate::config::{EvalConfig, EvalEnv};
+use crate::place::{Place, PlaceConfig, PlaceTask};
+use crate::stats::proportion::wilson;
+use crate::stats::{Alpha, Rate};
 use crate::stop::StopFlag;
 use crate::{Episode, EpisodeRecord, EvaluateOptions, Status, TrainerError, evaluate};
 
 /// A place to act in.
 pub struct Acting {
-    vec: SyncVecEnv,
-    task: &'static str,
+    vec: Box<dyn VecEnv>,
+    tasks: Vec<PlaceTask>,
     config: EvalConfig,
 }
 
 impl Acting {
     /// The place that `config` names; `obs` is what a PushT policy sees. `None` where it names none.
-    pub fn new(config: &EvalConfig, obs: PushtObs) -> Option<Self> {
-        let (factory, task): (EnvFactory, _) = match config.env {
-            EvalEnv::None => return None,
-            EvalEnv::Pusht => {
-                let (env, limit) =
-                    (PushtConfig { obs, ..PushtConfig::default() }, config.max_steps);
-                let build = move |_| {
-                    let env = TimeLimit::new(PushtEnv::new(env.clone())?, limit)?;
-                    Ok(Box::new(env) as Box<dyn Env>)
-                };
-                (Arc::new(build), "pusht")
-            }
+    ///
+    /// # Errors
+    /// What building the place answers.
+    pub fn new(config: &EvalConfig, obs: PushtObs) -> Result<Option<Self>, TrainerError> {
+        let goals = match config.env {
+            EvalEnv::None => return Ok(None),
+            EvalEnv::Pusht => PushtGoals::One,
+            EvalEnv::PushtTwoGoals => PushtGoals::Two,
         };
-        Some(Self { vec: SyncVecEnv::new(&factory, config.envs), task, config: config.clone() })
+        let place = PlaceConfig::Pusht { obs, goals, max_steps: config.max_steps };
+        Self::at(&Place::new(&place, false)?, config).map(Some)
+    }
+
+    /// At `place`.
+    ///
+    /// # Errors
+    /// [`TrainerError::Env`] if the system refuses a thread.
+    pub fn at(place: &Place, config: &EvalConfig) -> Result<Self, TrainerError> {
+        let vec = place.vec(config.envs, 0)?;
+        Ok(Self { vec, tasks: place.tasks.clone(), config: config.clone() })
     }
 
     /// Runs `episodes` episodes of the set called `set`; `None` if it was interrupted.
@@ -51,43 +56,55 @@ impl Acting {
         episodes: u32,
         stop: &StopFlag,
     ) -> Result<Option<Metrics>, TrainerError> {
+        let started = std::time::Instant::now();
+        let Some(records) = self.records(policy, set, episodes, stop)? else { return Ok(None) };
+        let mut metrics = summary(&records);
+        metrics.insert("eval/secs", started.elapsed().as_secs_f64());
+        Ok(Some(metrics))
+    }
+
+    /// The records of `episodes` episodes of the set called `set`, in their order; `None` if it was interrupted. They
+    /// are dealt to the tasks in turn.
+    ///
+    /// # Errors
+    /// As [`Acting::run`].
+    pub fn records(
+        &mut self,
+        policy: &mut dyn Policy,
+        set: &str,
+        episodes: u32,
+        stop: &StopFlag,
+    ) -> Result<Option<Vec<EpisodeRecord>>, TrainerError> {
         if let Some(convention) = policy.convention() {
             convention.check_matches(&self.vec.spec()?.convention)?;
         }
         let episodes: Vec<Episode> = (0..episodes).map(|trial| self.episode(set, trial)).collect();
         let planned = episodes.len();
-        let needs = policy.needs();
-        let options = EvaluateOptions {
-            frames: if needs.images { FrameRequest::Last } else { FrameRequest::None },
-            ..EvaluateOptions::default()
-        };
-        let started = std::time::Instant::now();
+        let options =
+            EvaluateOptions { frames: policy.needs().frames(), ..EvaluateOptions::default() };
         let mut records = Vec::with_capacity(planned);
-        evaluate(&mut self.vec, policy, episodes, &options, stop, &mut |(record, _)| {
+        evaluate(self.vec.as_mut(), policy, episodes, &options, stop, &mut |(record, _)| {
             records.push(record);
             Ok(ControlFlow::Continue(()))
         })?;
         if records.len() < planned {
             return Ok(None);
         }
-        let mut metrics = summary(&records);
-        metrics.insert("eval/secs", started.elapsed().as_secs_f64());
-        Ok(Some(metrics))
+        let place = |task: &str| self.tasks.iter().position(|t| t.key == task);
+        records.sort_by_key(|r: &EpisodeRecord| (r.trial, place(&r.task)));
+        Ok(Some(records))
     }
 
-    fn episode(&self, set: &str, trial: u32) -> Episode {
-        let node = episode_seed(self.config.seed, set, self.task, trial);
-        Episode {
-            task: self.task.to_owned(),
-            trial,
-            request: ResetRequest { seed: Some(node.seed()), options: ResetOptions::default() },
-            noise: node.child("noise"),
-        }
+    fn episode(&self, set: &str, number: u32) -> Episode {
+        let n = self.tasks.len() as u32;
+        let (task, trial) = (&self.tasks[(number % n) as usize], number / n);
+        let (request, noise) = task.trial(self.config.seed, set, trial);
+        Episode { task: task.key.clone(), trial, request, noise }
     }
 }
 
 /// Means over the episodes that ran to their end.
-fn summary(records: &[EpisodeRecord]) -> Metrics {
+pub fn summary(records: &[EpisodeRecord]) -> Metrics {
     let ran: Vec<_> = records.iter().filter(|r| r.status != Status::Error).collect();
     let mean = |value: &dyn Fn(&EpisodeRecord) -> f64| {
         ran.iter().map(|r| value(r)).sum::<f64>() / ran.len().max(1) as f64
@@ -99,8 +116,14 @@ fn summary(records: &[EpisodeRecord]) -> Metrics {
     if ran.is_empty() {
         return metrics;
     }
-    metrics
-        .insert("eval/success_rate", mean(&|r| f64::from(u8::from(r.status == Status::Success))));
+    let solved = ran.iter().filter(|r| r.status == Status::Success).count() as u64;
+    let rate = Rate::from_parts(solved, ran.len() as u64 - solved);
+    let interval = wilson(rate, Alpha::default());
+    metrics.extend([
+        ("eval/success_rate", rate.fraction().unwrap_or(0.0)),
+        ("eval/success_low", interval.low),
+        ("eval/success_high", interval.high),
+    ]);
     metrics.insert("eval/mean_score", mean(&|r| r.max_reward));
     metrics.insert("eval/mean_steps", mean(&|r| f64::from(r.steps)));
     let decisions = mean(&|r| f64::from(r.decisions));
@@ -125,7 +148,7 @@ mod tests {
     fn the_same_policy_on_the_same_set_gives_the_same_numbers() {
         let config = EvalConfig { env: EvalEnv::Pusht, max_steps: 60, ..EvalConfig::default() };
         let run = |set: &str| {
-            let mut acting = Acting::new(&config, PushtObs::State).unwrap();
+            let mut acting = Acting::new(&config, PushtObs::State).unwrap().unwrap();
             let space = acting.vec.spec().unwrap().action;
             let mut policy = RandomPolicy::new(space, 1);
             let metrics = acting.run(&mut policy, set, 4, &StopFlag::default()).unwrap().unwrap();
@@ -138,13 +161,13 @@ mod tests {
         assert_eq!(run("a"), run("a"));
         assert_ne!(run("a"), run("b"));
         assert_eq!(run("a").2, 4.0);
-        assert!(Acting::new(&EvalConfig::default(), PushtObs::State).is_none());
+        assert!(Acting::new(&EvalConfig::default(), PushtObs::State).unwrap().is_none());
     }
 
     #[test]
     fn an_interrupted_evaluation_claims_nothing() {
         let config = EvalConfig { env: EvalEnv::Pusht, ..EvalConfig::default() };
-        let mut acting = Acting::new(&config, PushtObs::State).unwrap();
+        let mut acting = Acting::new(&config, PushtObs::State).unwrap().unwrap();
         let hold = ActionChunk::single(&[256.0, 256.0]).unwrap();
         let mut policy = ExpertPolicy::new("scripted", hold, || Box::new(PushtExpert::new()));
         let stop = StopFlag::default();

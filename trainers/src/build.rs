@@ -135,7 +135,7 @@ pub fn build(config: &RunConfig) -> Result<Parts, TrainerError> {
         None
     };
     let around =
-        PolicySurroundings::new(Acting::new(&config.eval, config.data.obs), config.eval.episodes);
+        PolicySurroundings::new(Acting::new(&config.eval, config.data.obs)?, config.eval.episodes);
     let options = LoopOptions {
         name: config.name.clone(),
         total,

@@ -189,6 +189,8 @@ pub enum EvalEnv {
     None,
     /// Our PushT, with the observation of `data.obs`.
     Pusht,
+    /// The same with two targets, of which the instruction names one; episodes take turns.
+    PushtTwoGoals,
 }
 
 /// Acting in between and at the end.
@@ -262,13 +264,7 @@ impl RunConfig {
     }
 
     fn parse(text: &str, sets: &[String]) -> Result<Self, String> {
-        let mut table: toml::Table = toml::from_str(text).map_err(|e| e.to_string())?;
-        for set in sets {
-            apply(&mut table, set)?;
-        }
-        // Through text, so that messages quote the line at fault.
-        let merged = toml::to_string(&table).map_err(|e| e.to_string())?;
-        let config: Self = toml::from_str(&merged).map_err(|e| e.to_string())?;
+        let config: Self = toml::from_str(&merged(text, sets)?).map_err(|e| e.to_string())?;
         config.validate()?;
         Ok(config)
     }
@@ -372,30 +368,48 @@ impl RunConfig {
     /// # Errors
     /// [`TrainerError::Config`] if `earlier` is no TOML.
     pub fn differences(&self, earlier: &str) -> Result<Vec<String>, TrainerError> {
-        let parse = |text: &str| -> Result<BTreeMap<String, String>, TrainerError> {
-            let table: toml::Table = toml::from_str(text).map_err(|e| {
-                TrainerError::config(format!("read the settings of the run to resume: {e}"))
-            })?;
-            let mut flat = BTreeMap::new();
-            flatten("", &toml::Value::Table(table), &mut flat);
-            Ok(flat)
-        };
-        let (old, new) = (parse(earlier)?, parse(&self.to_toml()?)?);
-        let keys: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
-        let show = |map: &BTreeMap<String, String>, key: &str| {
-            map.get(key).cloned().unwrap_or_else(|| "(not set)".to_owned())
-        };
         // A longer run is the same run only if its learning rate does not look at the length.
         let open_ended = matches!(self.optim.schedule, Schedule::Constant { .. });
         let free = |key: &str| {
             FREE.contains(&key) || (open_ended && matches!(key, "train.updates" | "train.epochs"))
         };
-        Ok(keys
-            .into_iter()
-            .filter(|key| !free(key) && old.get(*key) != new.get(*key))
-            .map(|key| format!("{key}: {} → {}", show(&old, key), show(&new, key)))
-            .collect())
+        differences(earlier, &self.to_toml()?, free)
     }
+}
+
+/// `text` with `sets` applied, again as text, so that messages quote the line at fault.
+pub(crate) fn merged(text: &str, sets: &[String]) -> Result<String, String> {
+    let mut table: toml::Table = toml::from_str(text).map_err(|e| e.to_string())?;
+    for set in sets {
+        apply(&mut table, set)?;
+    }
+    toml::to_string(&table).map_err(|e| e.to_string())
+}
+
+/// Settings that differ between two texts and are not `free`, as `key: old → new` lines.
+pub(crate) fn differences(
+    earlier: &str,
+    now: &str,
+    free: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, TrainerError> {
+    let parse = |text: &str| -> Result<BTreeMap<String, String>, TrainerError> {
+        let table: toml::Table = toml::from_str(text).map_err(|e| {
+            TrainerError::config(format!("read the settings of the run to resume: {e}"))
+        })?;
+        let mut flat = BTreeMap::new();
+        flatten("", &toml::Value::Table(table), &mut flat);
+        Ok(flat)
+    };
+    let (old, new) = (parse(earlier)?, parse(now)?);
+    let keys: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let show = |map: &BTreeMap<String, String>, key: &str| {
+        map.get(key).cloned().unwrap_or_else(|| "(not set)".to_owned())
+    };
+    Ok(keys
+        .into_iter()
+        .filter(|key| !free(key) && old.get(*key) != new.get(*key))
+        .map(|key| format!("{key}: {} → {}", show(&old, key), show(&new, key)))
+        .collect())
 }
 
 /// Sets `a.b=c`.

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use simloop_algos::bc::Metrics;
+use simloop_algos::Metrics;
+
+use crate::outcome::Outcome;
 
 /// A predicted chunk beside the demonstrated one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,6 +71,13 @@ pub enum TrainEvent<'a> {
         /// `eval/…`.
         metrics: &'a Metrics,
     },
+    /// What was gained, at the end of a run that learned by acting.
+    Compared {
+        /// Updates done.
+        update: u64,
+        /// Before and after, on common seeds.
+        outcome: &'a Outcome,
+    },
     /// A checkpoint is complete.
     Saved {
         /// Updates done.
@@ -94,6 +103,7 @@ impl TrainEvent<'_> {
             | Self::Dropped { update, .. }
             | Self::Validated { update, .. }
             | Self::Evaluated { update, .. }
+            | Self::Compared { update, .. }
             | Self::Saved { update, .. }
             | Self::Finished { update, .. } => update,
         }

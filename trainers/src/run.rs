@@ -41,7 +41,7 @@ const LOCK_FILE: &str = ".lock";
 pub const RESOLVED_FILE: &str = "resolved.toml";
 
 /// What a run writes and [`Existing::Overwrite`] deletes.
-const OWN: [&str; 10] = [
+const OWN: [&str; 13] = [
     RESOLVED_FILE,
     "run.json",
     "metrics.jsonl",
@@ -52,6 +52,9 @@ const OWN: [&str; 10] = [
     "last",
     "best",
     "final",
+    "evaluation.json",
+    "before.json",
+    "data",
 ];
 
 impl RunFolder {

@@ -8,6 +8,7 @@ mod collect;
 mod convert;
 pub mod data;
 pub mod parity;
+mod rl;
 mod train;
 
 use std::io::IsTerminal as _;
@@ -17,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 use crate::TrainerError;
 
-/// Learn robot policies from demonstrations.
+/// Learn robot policies, from demonstrations and by acting.
 #[derive(Debug, Parser)]
 #[command(name = "train", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
@@ -28,7 +29,15 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Behaviour cloning.
-    Bc(train::BcArgs),
+    Bc(train::RunArgs),
+    /// Proximal policy optimisation, by acting in a simulator.
+    Ppo(train::RunArgs),
+    /// Group-relative policy optimisation, by acting in a simulator.
+    Grpo(train::RunArgs),
+    /// Soft actor-critic, by acting in a simulator.
+    Sac(train::RunArgs),
+    /// DAgger: an expert labels the states that the policy gets into.
+    Dagger(train::RunArgs),
     /// Compare models with recorded numbers of their references.
     Parity(parity::ParityArgs),
 }
@@ -42,6 +51,10 @@ pub fn main() -> ExitCode {
     log_to_stderr();
     let result = match cli.command {
         Command::Bc(args) => train::bc(&args),
+        Command::Ppo(args) => rl::on_policy(rl::OnPolicyKind::Ppo, &args),
+        Command::Grpo(args) => rl::on_policy(rl::OnPolicyKind::Grpo, &args),
+        Command::Sac(args) => rl::off_policy(&args),
+        Command::Dagger(args) => rl::interactive(&args),
         Command::Parity(args) => parity::run(&args)
             .map_err(|e| TrainerError::config(format!("print the comparison: {e}"))),
     };

@@ -23,35 +23,45 @@ use crate::offline::{End, Surroundings as _, train_offline};
 use crate::run::{Existing, RESOLVED_FILE, RunFolder};
 use crate::stop::StopFlag;
 
-/// Behaviour cloning.
+/// What every algorithm is told.
 #[derive(Debug, Args)]
-pub(super) struct BcArgs {
+pub(super) struct RunArgs {
     /// The settings, TOML.
     #[arg(long)]
-    config: PathBuf,
+    pub(super) config: PathBuf,
     /// Overrides a setting: section.key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    pub(super) sets: Vec<String>,
     /// The run's folder [default: runs/NAME].
     #[arg(long, alias = "output_dir")]
-    output_dir: Option<PathBuf>,
+    pub(super) output_dir: Option<PathBuf>,
     /// Go on from the newest complete checkpoint of the folder.
     #[arg(long, conflicts_with = "overwrite")]
-    resume: bool,
+    pub(super) resume: bool,
     /// Replace the run in the folder.
     #[arg(long)]
-    overwrite: bool,
+    pub(super) overwrite: bool,
+}
+
+impl RunArgs {
+    /// What to do about a folder that is there already.
+    pub(super) fn existing(&self) -> Existing {
+        match (self.resume, self.overwrite) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Overwrite,
+            _ => Existing::Refuse,
+        }
+    }
+
+    /// The run's folder.
+    pub(super) fn root(&self, name: &str) -> PathBuf {
+        self.output_dir.clone().unwrap_or_else(|| Path::new("runs").join(name))
+    }
 }
 
 /// Runs `train bc`.
-pub(super) fn bc(args: &BcArgs) -> Result<ExitCode, TrainerError> {
+pub(super) fn bc(args: &RunArgs) -> Result<ExitCode, TrainerError> {
     let config = RunConfig::load(&args.config, &args.sets)?;
-    let root = args.output_dir.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
-    let existing = match (args.resume, args.overwrite) {
-        (true, _) => Existing::Resume,
-        (_, true) => Existing::Overwrite,
-        _ => Existing::Refuse,
-    };
     let resolved = config.to_toml()?;
     let origin = Origin {
         config_sha256: hex_digest(resolved.as_bytes()),
@@ -60,10 +70,10 @@ pub(super) fn bc(args: &BcArgs) -> Result<ExitCode, TrainerError> {
     };
     // Everything that can be wrong with settings and data shows before an older run is touched.
     let mut parts = build(&config)?;
-    let run = RunFolder::open(&root, existing, origin)?;
+    let run = RunFolder::open(&args.root(&config.name), args.existing(), origin)?;
     let stop = stop_on_signals()?;
     if args.resume {
-        refuse_changes(&run, &config)?;
+        refuse_changes(&run, |earlier| config.differences(earlier))?;
     }
     write(&run.root().join(RESOLVED_FILE), &resolved)?;
     write(&run.root().join("run.json"), &about(&parts, &config))?;
@@ -109,7 +119,7 @@ pub(super) fn bc(args: &BcArgs) -> Result<ExitCode, TrainerError> {
 
 /// The final policy, its evaluation, and the last words.
 fn finish(
-    args: &BcArgs,
+    args: &RunArgs,
     config: &RunConfig,
     parts: &mut Parts,
     run: &RunFolder,
@@ -119,7 +129,7 @@ fn finish(
 ) -> Result<ExitCode, TrainerError> {
     let update = parts.bc.updates();
     if end == End::Interrupted {
-        return Ok(interrupted(args, update, observers));
+        return Ok(interrupted("bc", args, update, observers));
     }
     let around = &mut parts.around;
     let mut results: BTreeMap<&str, Metrics> = BTreeMap::new();
@@ -140,7 +150,7 @@ fn finish(
         }
     }
     if stop.is_set() {
-        return Ok(interrupted(args, update, observers));
+        return Ok(interrupted("bc", args, update, observers));
     }
     if !results.is_empty() {
         let text = serde_json::to_string_pretty(&results)
@@ -160,9 +170,14 @@ fn finish(
 }
 
 #[expect(clippy::print_stderr, reason = "the last words of an interrupted program")]
-fn interrupted(args: &BcArgs, update: u64, observers: &mut Observers) -> ExitCode {
+pub(super) fn interrupted(
+    algorithm: &str,
+    args: &RunArgs,
+    update: u64,
+    observers: &mut Observers,
+) -> ExitCode {
     observers.notify(&TrainEvent::Finished { update, why: "interrupted" });
-    let mut command = format!("train bc --config {}", args.config.display());
+    let mut command = format!("train {algorithm} --config {}", args.config.display());
     for set in &args.sets {
         // A `String` never refuses.
         let _ = write!(command, " --set '{set}'");
@@ -177,10 +192,13 @@ fn interrupted(args: &BcArgs, update: u64, observers: &mut Observers) -> ExitCod
 }
 
 /// A resumed run is the run that began.
-fn refuse_changes(run: &RunFolder, config: &RunConfig) -> Result<(), TrainerError> {
+pub(super) fn refuse_changes(
+    run: &RunFolder,
+    differences: impl Fn(&str) -> Result<Vec<String>, TrainerError>,
+) -> Result<(), TrainerError> {
     let path = run.root().join(RESOLVED_FILE);
     let Ok(earlier) = std::fs::read_to_string(&path) else { return Ok(()) };
-    let differences = config.differences(&earlier)?;
+    let differences = differences(&earlier)?;
     if differences.is_empty() {
         return Ok(());
     }
@@ -192,7 +210,7 @@ fn refuse_changes(run: &RunFolder, config: &RunConfig) -> Result<(), TrainerErro
 }
 
 /// Ctrl-C, SIGTERM and Slurm's SIGUSR1 ask for a checkpoint and an end; a second Ctrl-C or SIGTERM ends at once.
-fn stop_on_signals() -> Result<StopFlag, TrainerError> {
+pub(super) fn stop_on_signals() -> Result<StopFlag, TrainerError> {
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
     let stop = StopFlag::default();
     let watch = || {
@@ -210,7 +228,7 @@ fn stop_on_signals() -> Result<StopFlag, TrainerError> {
 }
 
 /// This program and, in a checkout, its revision.
-fn program() -> String {
+pub(super) fn program() -> String {
     let git = |args: &[&str]| {
         let out = Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output();
         let out = out.ok().filter(|o| o.status.success())?;
@@ -243,7 +261,7 @@ fn about(parts: &Parts, config: &RunConfig) -> String {
     format!("{about:#}\n")
 }
 
-fn write(path: &Path, text: &str) -> Result<(), TrainerError> {
+pub(super) fn write(path: &Path, text: &str) -> Result<(), TrainerError> {
     // Renamed into place: a crash leaves the old file or the new one.
     let tmp = path.with_extension(format!("tmp-{}", std::process::id()));
     std::fs::write(&tmp, text).map_err(TrainerError::io("write", &tmp))?;

@@ -12,7 +12,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
 use ndarray::Array2;
-use simloop_envs::{Env, EnvError, EnvId, Info, Observation};
+use simloop_envs::{Env, EnvError, EnvId, EnvSpec, Info, Observation};
 use simloop_policies::{ActMode, ActRequest, Policy};
 
 use super::{DemoEpisode, Frames, SourceSpec};
@@ -242,7 +242,11 @@ impl Rows {
 
 /// What a data set collected in `env` holds.
 pub fn spec_of(env: &dyn Env) -> SourceSpec {
-    let spec = env.spec();
+    spec_of_env(env.spec())
+}
+
+/// What a data set collected in an environment with this `spec` holds.
+pub fn spec_of_env(spec: &EnvSpec) -> SourceSpec {
     let absolute = matches!(
         spec.convention.control,
         simloop_envs::ControlMode::AbsolutePosition | simloop_envs::ControlMode::JointPosition

@@ -20,6 +20,7 @@
 
 mod augment;
 mod cache;
+mod concat;
 mod convert;
 mod dataset;
 mod error;
@@ -53,6 +54,7 @@ pub mod tfrecord;
 pub mod zarr;
 
 pub use augment::Augment;
+pub use concat::Concat;
 pub use convert::{ConvertOptions, convert};
 pub use dataset::{Dataset, DemoBatch, DemoSample};
 pub use error::DataError;

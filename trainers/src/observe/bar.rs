@@ -12,15 +12,23 @@ use crate::observer::{TrainEvent, TrainObserver};
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
 /// Metrics in the order they are shown, with their short names.
-const SHOWN: [(&str, &str); 10] = [
+const SHOWN: [(&str, &str); 18] = [
     ("train/loss", "loss"),
     ("train/lr", "lr"),
     ("train/grad_norm", "|g|"),
     ("val/loss", "val"),
     ("val/action_mae", "mae"),
     ("val/end_point_error", "end"),
+    ("rollout/return", "return"),
+    ("rollout/success_rate", "rollouts"),
+    ("train/approx_kl", "kl"),
+    ("train/clip_fraction", "clip"),
+    ("train/entropy", "entropy"),
+    ("train/explained_variance", "ev"),
+    ("train/alpha", "alpha"),
     ("eval/success_rate", "success"),
     ("eval/mean_max_coverage", "coverage"),
+    ("time/env_steps_per_sec", "steps/s"),
     ("time/updates_per_sec", "upd/s"),
     ("time/data_wait", "wait"),
 ];
@@ -63,8 +71,14 @@ impl Default for ProgressBar {
 
 impl ProgressBar {
     fn message(&self) -> String {
+        let interval = || {
+            let at = |key| self.latest.get(key);
+            Some(format!(" ({:.2} to {:.2})", at("eval/success_low")?, at("eval/success_high")?))
+        };
         let shown = SHOWN.iter().filter_map(|(key, short)| {
-            self.latest.get(key).map(|v| format!("{short} {}", number(*v)))
+            let known = if *key == "eval/success_rate" { interval() } else { None };
+            let known = known.unwrap_or_default();
+            self.latest.get(key).map(|v| format!("{short} {}{known}", number(*v)))
         });
         shown.collect::<Vec<_>>().join("  ")
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::jsonl::METRICS_FILE;
 use super::plot;
 use crate::observer::{Example, TrainEvent, TrainObserver};
+use crate::outcome::{Outcome, Success};
 
 /// The most points that a curve is drawn with.
 const MAX_POINTS: usize = 400;
@@ -25,6 +26,7 @@ figcaption { color: var(--soft); } figcaption b { color: var(--ink); font-weight
 svg { width: 100%; } polyline { fill: none; stroke: var(--line); stroke-width: 1.5; }
 line { stroke: var(--grid); } text { fill: var(--soft); font-size: 10px; }
 .demonstrated { stroke: var(--soft); } .predicted { stroke: var(--red); } circle { stroke: none !important; }
+td, th { text-align: left; padding: 0.1rem 1rem 0.1rem 0; }
 circle.demonstrated { fill: var(--soft); } circle.predicted { fill: var(--red); }
 ";
 
@@ -36,6 +38,7 @@ pub struct Report {
     curves: BTreeMap<String, Vec<(u64, f64)>>,
     examples: Vec<Example>,
     examples_of: u64,
+    outcome: Option<Outcome>,
     status: String,
 }
 
@@ -49,6 +52,7 @@ impl Report {
             curves: BTreeMap::new(),
             examples: Vec::new(),
             examples_of: 0,
+            outcome: None,
             status: String::new(),
         }
     }
@@ -81,9 +85,13 @@ impl Report {
              <body><h1>{name}</h1><p>{}</p>",
             escape(&self.status)
         );
-        for (title, prefix) in
-            [("Acting", "eval/"), ("Learning", "train/"), ("Validation", "val/"), ("Time", "time/")]
-        {
+        for (title, prefix) in [
+            ("Acting", "eval/"),
+            ("Rollouts", "rollout/"),
+            ("Learning", "train/"),
+            ("Validation", "val/"),
+            ("Time", "time/"),
+        ] {
             let figures: String = self
                 .curves
                 .iter()
@@ -94,6 +102,9 @@ impl Report {
                 // A `String` never refuses.
                 let _ = write!(out, "<h2>{title}</h2><section>{figures}</section>");
             }
+        }
+        if let Some(outcome) = &self.outcome {
+            out.push_str(&gained(outcome));
         }
         if !self.examples.is_empty() {
             let _ = write!(
@@ -125,6 +136,36 @@ impl Report {
         std::fs::write(&tmp, self.html())?;
         std::fs::rename(tmp, path)
     }
+}
+
+/// Before and after, all together and task by task.
+fn gained(outcome: &Outcome) -> String {
+    let rate = |s: &Success| {
+        format!(
+            "{}/{}, {:.1} % ({:.1} to {:.1})",
+            s.successes,
+            s.episodes,
+            100.0 * s.rate,
+            100.0 * s.interval[0],
+            100.0 * s.interval[1]
+        )
+    };
+    let row = |task: &str, before: &Success, after: &Success| {
+        format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:+.1}</td></tr>",
+            escape(task),
+            rate(before),
+            rate(after),
+            100.0 * (after.rate - before.rate)
+        )
+    };
+    let tasks: String = outcome.tasks.iter().map(|t| row(&t.task, &t.before, &t.after)).collect();
+    format!(
+        "<h2>Before and after, on common seeds</h2><table><tr><th>task</th><th>before</th><th>after</th><th>points</th></tr>\
+         {}{tasks}</table><p>{}</p>",
+        row("all", &outcome.before, &outcome.after),
+        escape(&outcome.line())
+    )
 }
 
 /// A curve with its last and its extreme values.
@@ -210,6 +251,7 @@ impl TrainObserver for Report {
                 self.examples_of = update;
             }
             TrainEvent::Evaluated { .. } => {}
+            TrainEvent::Compared { outcome, .. } => self.outcome = Some((*outcome).clone()),
             TrainEvent::Finished { why, .. } => {
                 self.status = format!("Finished after {update} of {} updates: {why}.", self.total);
                 return self.write().map_err(|e| e.to_string());

@@ -1,6 +1,6 @@
 //! CPU time of this process and of its children, from the kernel's own accounts.
 
-use crate::BenchError;
+use crate::TrainerError;
 
 /// CPU seconds, user and system together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -15,25 +15,25 @@ impl CpuTime {
     /// What has been used so far.
     ///
     /// # Errors
-    /// [`BenchError::Usage`] where `/proc` is not Linux's.
-    pub fn now() -> Result<Self, BenchError> {
+    /// [`TrainerError::Config`] where `/proc` is not Linux's.
+    pub fn now() -> Result<Self, TrainerError> {
         Self::of_stat("/proc/self/stat")
     }
 
     /// What a living process has used so far.
     ///
     /// # Errors
-    /// [`BenchError::Usage`] if there is no such process.
-    pub fn of(pid: u32) -> Result<Self, BenchError> {
+    /// [`TrainerError::Config`] if there is no such process.
+    pub fn of(pid: u32) -> Result<Self, TrainerError> {
         Self::of_stat(&format!("/proc/{pid}/stat"))
     }
 
-    fn of_stat(path: &str) -> Result<Self, BenchError> {
+    fn of_stat(path: &str) -> Result<Self, TrainerError> {
         let text = std::fs::read_to_string(path)
-            .map_err(|e| BenchError::usage(format!("read {path}: {e}")))?;
+            .map_err(|e| TrainerError::config(format!("read {path}: {e}")))?;
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         parse(&text, ticks)
-            .ok_or_else(|| BenchError::usage(format!("read {path}: not the layout of proc(5)")))
+            .ok_or_else(|| TrainerError::config(format!("read {path}: not the layout of proc(5)")))
     }
 
     /// Own and children's together.
@@ -45,8 +45,8 @@ impl CpuTime {
 /// CPU seconds of this process, of everything it has waited for, and of all its living descendants.
 ///
 /// # Errors
-/// [`BenchError::Usage`] where `/proc` is not Linux's.
-pub fn tree_secs() -> Result<f64, BenchError> {
+/// [`TrainerError::Config`] where `/proc` is not Linux's.
+pub fn tree_secs() -> Result<f64, TrainerError> {
     let mut total = CpuTime::now()?.total();
     let mut pids = children(std::process::id());
     while let Some(pid) = pids.pop() {

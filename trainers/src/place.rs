@@ -1,0 +1,224 @@
+//! Where a policy acts: an environment by its settings, with its tasks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use simloop_envs::libero::{INIT_STATES, LiberoConfig, LiberoEnv, LocateOptions, Suite, locate};
+use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtEnv, PushtGoals, PushtObs};
+use simloop_envs::seeding::episode_seed;
+use simloop_envs::vec::{SyncVecEnv, ThreadedVecEnv};
+use simloop_envs::wrappers::{TimeLimit, TrueState};
+use simloop_envs::{ActionChunk, Env, EnvFactory, ResetOptions, ResetRequest, SeedTree, VecEnv};
+use simloop_policies::Expert;
+use simloop_policies::scripted::{LiberoExpert, PushtExpert};
+
+use crate::TrainerError;
+
+/// Which environment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PlaceConfig {
+    /// Our PushT.
+    Pusht {
+        /// What a policy sees.
+        #[serde(default)]
+        obs: PushtObs,
+        /// Which targets there are.
+        #[serde(default)]
+        goals: PushtGoals,
+        /// Steps after which an episode is truncated.
+        #[serde(default = "pusht_steps")]
+        max_steps: u32,
+    },
+    /// LIBERO, through its Python.
+    Libero {
+        /// Which suite.
+        #[serde(default = "spatial")]
+        suite: Suite,
+        /// Task numbers; all when empty.
+        #[serde(default)]
+        tasks: Vec<u32>,
+        /// Cameras; none renders nothing.
+        #[serde(default)]
+        cameras: Vec<String>,
+        /// Side of the images, pixels.
+        #[serde(default = "libero_side")]
+        image_size: u32,
+        /// Steps after which an episode is truncated.
+        #[serde(default = "libero_steps")]
+        max_steps: u32,
+        /// Fields of the true state that stand in for `proprio`: for policies without images.
+        #[serde(default)]
+        true_state: Vec<String>,
+        /// The Python that has LIBERO; what `make libero` made when left out.
+        #[serde(default)]
+        python: Option<PathBuf>,
+        /// LIBERO's assets.
+        #[serde(default)]
+        assets: Option<PathBuf>,
+    },
+}
+
+fn pusht_steps() -> u32 {
+    MAX_EPISODE_STEPS
+}
+fn spatial() -> Suite {
+    Suite::Spatial
+}
+fn libero_side() -> u32 {
+    128 // LIBERO's own demonstrations
+}
+fn libero_steps() -> u32 {
+    220 // OpenVLA run_libero_eval.py: libero_spatial
+}
+
+impl Default for PlaceConfig {
+    fn default() -> Self {
+        Self::Pusht {
+            obs: PushtObs::default(),
+            goals: PushtGoals::default(),
+            max_steps: pusht_steps(),
+        }
+    }
+}
+
+/// A task and how its trials begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaceTask {
+    /// Its name in [`ResetOptions`].
+    pub key: String,
+    /// How many initial states are stored, where the simulator has such.
+    pub init_states: Option<u32>,
+}
+
+impl PlaceTask {
+    /// How trial `trial` of the episodes called `set` begins, and the root of its decisions' noise.
+    pub fn trial(&self, seed: u64, set: &str, trial: u32) -> (ResetRequest, SeedTree) {
+        let node = episode_seed(seed, set, &self.key, trial);
+        let options = ResetOptions {
+            task: Some(self.key.clone()),
+            init_state: self.init_states.map(|n| trial % n),
+            ..ResetOptions::default()
+        };
+        (ResetRequest { seed: Some(node.seed()), options }, node.child("noise"))
+    }
+}
+
+/// A place to act in.
+#[derive(Clone)]
+pub struct Place {
+    /// Builds its environments.
+    pub factory: EnvFactory,
+    /// Its tasks, at least one.
+    pub tasks: Vec<PlaceTask>,
+    /// Whether each environment is a process of its own.
+    processes: bool,
+    scripted: Scripted,
+}
+
+#[derive(Clone, Copy)]
+enum Scripted {
+    Pusht,
+    Libero,
+}
+
+impl Place {
+    /// The place that `config` names; with `privileged`, information holds the true state.
+    ///
+    /// # Errors
+    /// [`TrainerError::Env`] for an environment that is not installed, or a task that does not exist.
+    pub fn new(config: &PlaceConfig, privileged: bool) -> Result<Self, TrainerError> {
+        match config {
+            PlaceConfig::Pusht { obs, goals, max_steps } => {
+                let env =
+                    PushtConfig { obs: *obs, goals: *goals, privileged, ..PushtConfig::default() };
+                let limit = *max_steps;
+                let build = move |_| {
+                    let env = TimeLimit::new(PushtEnv::new(env.clone())?, limit)?;
+                    Ok(Box::new(env) as Box<dyn Env>)
+                };
+                let task = |key: &str| PlaceTask { key: key.to_owned(), init_states: None };
+                Ok(Self {
+                    factory: Arc::new(build),
+                    tasks: goals.all().iter().map(|goal| task(goal.task)).collect(),
+                    processes: false,
+                    scripted: Scripted::Pusht,
+                })
+            }
+            PlaceConfig::Libero {
+                suite,
+                tasks,
+                cameras,
+                image_size,
+                max_steps,
+                true_state,
+                python,
+                assets,
+            } => {
+                let install =
+                    locate(&LocateOptions { python: python.clone(), assets: assets.clone() })?;
+                let ids: Vec<u32> =
+                    if tasks.is_empty() { (0..suite.tasks()).collect() } else { tasks.clone() };
+                let keys: Vec<String> =
+                    ids.iter().map(|id| suite.task(*id)).collect::<Result<_, _>>()?;
+                let env = LiberoConfig {
+                    task: keys[0].clone(),
+                    cameras: cameras.clone(),
+                    image_size: [*image_size; 2],
+                    privileged: privileged || !true_state.is_empty(),
+                    ..LiberoConfig::default()
+                };
+                let (limit, true_state) = (*max_steps, true_state.clone());
+                let build = move |_| {
+                    let env = LiberoEnv::start(&install, &env)?;
+                    let env: Box<dyn Env> = if true_state.is_empty() {
+                        Box::new(TimeLimit::new(env, limit)?)
+                    } else {
+                        Box::new(TimeLimit::new(TrueState::new(env, &true_state)?, limit)?)
+                    };
+                    Ok(env)
+                };
+                let task = |key: String| PlaceTask { key, init_states: Some(INIT_STATES) };
+                Ok(Self {
+                    factory: Arc::new(build),
+                    tasks: keys.into_iter().map(task).collect(),
+                    processes: true,
+                    scripted: Scripted::Libero,
+                })
+            }
+        }
+    }
+
+    /// `envs` environments on `workers` threads (0: the caller's). Environments that are processes get a thread each.
+    ///
+    /// # Errors
+    /// [`TrainerError::Env`] if the system refuses a thread.
+    pub fn vec(&self, envs: usize, workers: usize) -> Result<Box<dyn VecEnv>, TrainerError> {
+        let threads = if self.processes { envs } else { workers };
+        Ok(match threads {
+            0 => Box::new(SyncVecEnv::new(&self.factory, envs)),
+            threads => Box::new(ThreadedVecEnv::new(&self.factory, envs, threads)?),
+        })
+    }
+
+    /// The scripted expert of this place.
+    pub fn expert(&self) -> Box<dyn Expert> {
+        match self.scripted {
+            Scripted::Pusht => Box::new(PushtExpert::new()),
+            Scripted::Libero => Box::new(LiberoExpert::default()),
+        }
+    }
+
+    /// What to do where the expert has no opinion.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn hold(&self) -> Result<ActionChunk, TrainerError> {
+        Ok(match self.scripted {
+            // The middle of the arena: where the goal is.
+            Scripted::Pusht => ActionChunk::single(&[256.0, 256.0])?,
+            Scripted::Libero => ActionChunk::single(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])?,
+        })
+    }
+}

@@ -1,0 +1,85 @@
+//! What a run that learns by acting keeps to go on: the learner's tensors, and counters.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use simloop_algos::LearnerState;
+use simloop_policies::safetensors_io;
+
+use crate::TrainerError;
+use crate::checkpoint::Best;
+use crate::rollout::RolloutState;
+
+/// The folder beside the policy's files.
+const STATE_DIR: &str = "training_state";
+/// Everything that is no tensor.
+const STATE_FILE: &str = "state.json";
+
+/// Everything of a run that is no tensor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RlState {
+    /// Updates tried.
+    pub update: u64,
+    /// Environment steps learned from.
+    pub env_steps: u64,
+    /// Episodes that ended.
+    pub episodes: u64,
+    /// Faults met.
+    pub faults: u64,
+    /// Episodes given up.
+    pub lost: u64,
+    /// The best score so far.
+    pub best: Option<Best>,
+    /// Updates in a row that were dropped.
+    pub dropped_in_a_row: u32,
+    /// Seconds spent acting and learning so far, over all processes, without evaluation.
+    pub trained_secs: f64,
+    /// CPU-seconds of all processes so far, with evaluation and children.
+    pub cpu_secs: f64,
+    /// Where the environments stand.
+    pub rollouts: RolloutState,
+    /// The learner's counters.
+    pub counters: std::collections::BTreeMap<String, u64>,
+}
+
+/// Writes the learner and the counters into `folder/training_state`.
+///
+/// # Errors
+/// [`TrainerError::Io`], [`TrainerError::Policy`] naming the file.
+pub fn save(folder: &Path, learner: &LearnerState, state: &RlState) -> Result<(), TrainerError> {
+    let dir = folder.join(STATE_DIR);
+    fs::create_dir_all(&dir).map_err(TrainerError::io("create", &dir))?;
+    for (name, tensors) in &learner.tensors {
+        safetensors_io::save(&dir.join(format!("{name}.safetensors")), tensors)?;
+    }
+    let state = RlState { counters: learner.counters.clone(), ..state.clone() };
+    let path = dir.join(STATE_FILE);
+    let text = serde_json::to_string(&state)
+        .map_err(|e| TrainerError::checkpoint(&path, e.to_string()))?;
+    fs::write(&path, text).map_err(TrainerError::io("write", &path))
+}
+
+/// Reads what [`save`] wrote.
+///
+/// # Errors
+/// [`TrainerError::Io`], [`TrainerError::Checkpoint`], [`TrainerError::Policy`] naming the file.
+pub fn load(folder: &Path) -> Result<(LearnerState, RlState), TrainerError> {
+    let dir = folder.join(STATE_DIR);
+    let path = dir.join(STATE_FILE);
+    let text = fs::read_to_string(&path).map_err(TrainerError::io("read", &path))?;
+    let state: RlState =
+        serde_json::from_str(&text).map_err(|e| TrainerError::checkpoint(&path, e.to_string()))?;
+    let mut learner = LearnerState { counters: state.counters.clone(), ..LearnerState::default() };
+    let entries = fs::read_dir(&dir).map_err(TrainerError::io("read", &dir))?;
+    for entry in entries {
+        let path = entry.map_err(TrainerError::io("read", &dir))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors")
+            && let Some(name) = path.file_stem().and_then(|n| n.to_str())
+        {
+            learner.tensors.insert(name.to_owned(), safetensors_io::load(&path)?);
+        }
+    }
+    Ok((learner, state))
+}

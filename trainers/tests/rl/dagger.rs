@@ -1,0 +1,103 @@
+//! DAgger: labels pile up, and an interrupted run goes on exactly.
+
+use std::path::Path;
+
+use simloop_policies::vla::VlaPolicy;
+use simloop_trainers::data::collect::spec_of_env;
+use simloop_trainers::data::{OpenOptions, open_source};
+use simloop_trainers::interactive::{Interactive, Learner};
+use simloop_trainers::observer::Observers;
+use simloop_trainers::on_policy::Schedule;
+use simloop_trainers::rl_build::surroundings;
+use simloop_trainers::rl_config::RlConfig;
+use simloop_trainers::rl_state::RlState;
+use simloop_trainers::rollout::{RolloutOptions, Rollouts};
+use simloop_trainers::run::Existing;
+use simloop_trainers::stop::StopFlag;
+
+use super::{OrResume as _, config, run_folder, weights};
+
+fn train(config: &RlConfig, root: &Path) -> (VlaPolicyWeights, RlState) {
+    let around = surroundings(config, true).unwrap();
+    let schedule = Schedule::new(config.seed, around.place.tasks.clone());
+    let options = RolloutOptions {
+        n_obs_steps: 2,
+        frames: simloop_envs::FrameRequest::None,
+        gamma: 1.0,
+        reward: config.reward.clone(),
+        max_attempts: 3,
+    };
+    let vec = around.place.vec(config.rollout.envs, config.rollout.workers).unwrap();
+    let mut rollouts = Rollouts::new(vec, options);
+    let loops = Interactive {
+        config: &config.dagger,
+        name: "test",
+        seed: config.seed,
+        place: &around.place,
+        spec: spec_of_env(&around.spec),
+        schedule: &schedule,
+        episodes: 0,
+        keep_last: 2,
+        max_dropped: 3,
+        model: config.policy.model.clone(),
+        device: tch::Device::Cpu,
+    };
+    let run = run_folder(root, Existing::Overwrite.or_resume(root));
+    let (mut learner, mut state): (Learner, _) = (None, RlState::default());
+    if let Some((_, path)) = run.newest().unwrap() {
+        state = loops.load(&path, &mut learner).unwrap();
+    }
+    loops
+        .train(
+            &mut learner,
+            &mut rollouts,
+            None,
+            &run,
+            &mut state,
+            &mut Observers::default(),
+            &StopFlag::default(),
+        )
+        .unwrap();
+    let bc = learner.unwrap();
+    let policy: &VlaPolicy = bc.model();
+    (weights(policy), state)
+}
+
+type VlaPolicyWeights = Vec<Vec<u32>>;
+
+fn settings(iterations: u32) -> RlConfig {
+    let mut config = config(&["dagger.episodes=4", "dagger.updates=5", "dagger.batch_size=16"]);
+    config.dagger.iterations = iterations;
+    config.dagger.max_lead = 4;
+    config.dagger.optim.schedule = simloop_policies::optim::Schedule::Constant { warmup: 0 };
+    config
+}
+
+#[test]
+fn labels_pile_up_and_a_resumed_run_is_the_uninterrupted_one() {
+    let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let expected = train(&settings(3), whole.path());
+    let episodes = |root: &Path, round: &str| {
+        let path = root.join("data").join(round);
+        let source = open_source(&path, &OpenOptions::default()).unwrap();
+        source.episodes().iter().map(|e| e.len).collect::<Vec<_>>()
+    };
+    // The first round is the expert's alone; in later ones the learner takes the first decisions.
+    let (first, second) = (episodes(whole.path(), "0000"), episodes(whole.path(), "0001"));
+    assert_eq!(first, [20, 20, 20, 20]);
+    assert!(second.iter().all(|&len| (12..20).contains(&len)), "{second:?}");
+
+    train(&settings(1), halves.path());
+    let resumed = train(&settings(3), halves.path());
+    assert_eq!(resumed.1.update, 3);
+    assert!(resumed.0 == expected.0);
+    // Without the first round's labels it is another run.
+    let without = tempfile::tempdir().unwrap();
+    train(&settings(1), without.path());
+    std::fs::remove_dir_all(without.path().join("data/0000")).unwrap();
+    let other = settings(1);
+    let copy = tempfile::tempdir().unwrap();
+    train(&RlConfig { seed: 5, ..other }, copy.path());
+    std::fs::rename(copy.path().join("data/0000"), without.path().join("data/0000")).unwrap();
+    assert!(train(&settings(3), without.path()).0 != expected.0);
+}
