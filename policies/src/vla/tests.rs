@@ -297,3 +297,27 @@ fn without_exploration_a_decision_is_what_acting_does() {
         assert_ne!(explored[0].chunk, decision[0].chunk);
     }
 }
+
+#[test]
+fn a_steered_flow_acts_as_before_until_its_noise_learns() {
+    let (actors, windows) = actors();
+    let seeds: Vec<u64> = (0..11).collect();
+    let [gaussian, flow] = &actors[..] else { panic!("two actors") };
+    assert!(gaussian.steered(&[16], 0).is_err());
+    let steered = flow.steered(&[16], 0).unwrap();
+    let far = |a: &VlaPolicy, b: &VlaPolicy| {
+        let of = |p: &VlaPolicy| p.decide(&windows, &seeds, ActMode::Deterministic).unwrap();
+        let pairs = of(a).into_iter().zip(of(b));
+        pairs
+            .flat_map(|(a, b)| (&a.chunk.view() - &b.chunk.view()).into_iter())
+            .fold(0f32, |most, d| most.max(d.abs()))
+    };
+    assert!(far(flow, &steered) < 1e-3, "{}", far(flow, &steered));
+    let learns = ImitationModel::params(&steered).trainable();
+    assert!(!learns.is_empty() && learns.iter().all(|(name, _)| name.starts_with("head.noise.")));
+    let _guard = tch::no_grad_guard();
+    for (_, mut tensor) in learns {
+        let _ = tensor.g_add_scalar_(0.3);
+    }
+    assert!(far(flow, &steered) > 1.0);
+}

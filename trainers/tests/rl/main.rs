@@ -4,6 +4,7 @@
 
 mod dagger;
 mod guards;
+mod presets;
 mod resume;
 mod workers;
 
