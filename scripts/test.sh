@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Everything that can be tested on this machine, in phases, with the time of each.
 #
-#   scripts/test.sh         set-up (libtorch, LIBERO), lints, build, tests
+#   scripts/test.sh         set-up (libtorch, LIBERO, the WidowX stand-in), lints, build, tests
 #   scripts/test.sh lint    libtorch and the lints
 #
-# LIBERO is the one set-up that may fail: its tests then say "skipped: <reason>", and the end repeats every such line.
+# LIBERO and the WidowX stand-in are set-ups that may fail: their tests then say "skipped: <reason>", and the end repeats every such line.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p target
@@ -26,6 +26,10 @@ phase() { # phase <name> <command…>: run it, remember how long it took
 libero() {
     scripts/apt-gl.sh || true
     scripts/libero.sh || echo "LIBERO is not installed here (reason above): its tests are skipped"
+}
+
+widowx() {
+    scripts/widowx.sh || echo "the WidowX stand-in is not installed here (reason above): its tests are skipped"
 }
 
 scripts_parse() {
@@ -50,6 +54,7 @@ phase "scripts parse" scripts_parse
 phase "format" "$cargo" fmt --all --check
 if [ "${1:-}" != lint ]; then
     phase "LIBERO" libero
+    phase "WidowX stand-in" widowx
 fi
 phase "clippy" "$cargo" clippy --workspace --all-targets --quiet -- -D warnings
 phase "rustdoc" env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --quiet

@@ -97,6 +97,14 @@ pub enum EnvError {
         /// Its trace, if there is one.
         trace: String,
     },
+    /// A robot, or the link to it, is not in order: the trial says nothing about the policy.
+    #[error("drive the robot: {kind}: {detail}")]
+    Robot {
+        /// The fault's short name, e.g. `outcome_unknown`.
+        kind: &'static str,
+        /// What was seen, and what the operator must do.
+        detail: String,
+    },
     /// In-process code panicked; the environment was dropped.
     #[error("run the environment: it panicked: {message}")]
     Panicked {
@@ -131,6 +139,7 @@ impl EnvError {
             Self::WorkerDied { .. } => "worker_died",
             Self::Protocol { .. } => "protocol",
             Self::Simulator { .. } => "simulator",
+            Self::Robot { kind, .. } => kind,
             Self::Panicked { .. } => "panicked",
             Self::Disconnected { .. } => "disconnected",
         }
@@ -145,6 +154,8 @@ impl EnvError {
                 | Self::Unavailable { .. }
                 | Self::File { .. }
                 | Self::Handshake { .. }
+                // The person beside a robot ended the run.
+                | Self::Robot { kind: "quit", .. }
         )
     }
 }

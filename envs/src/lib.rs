@@ -14,6 +14,7 @@
 //! | [`bridge`] | one environment in a child process, whatever language the child is written in |
 //! | [`mod@vec`] | [`VecEnv`]: many environments behind `send` and `recv` |
 //! | [`libero`] | LIBERO, the real one, in a Python process |
+//! | [`widowx`] | the real WidowX behind BridgeData V2's robot server, its safety gate, a simulated arm |
 //! | [`wrappers`] | time limit, fault injection |
 
 mod action;
@@ -32,6 +33,7 @@ pub mod seeding;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vec;
+pub mod widowx;
 pub mod wrappers;
 
 pub use action::ActionChunk;

@@ -1,0 +1,280 @@
+//! The robot server's client: one request at a time, a deadline for each, and no motion sent twice.
+//!
+//! # Details
+//! 1. A request is written to a live connection or not at all. What failed before its first byte says so
+//!    ([`FaultKind::NoConnection`]).
+//! 2. A request that may move the robot and is not answered has an unknown outcome: the connection is dropped and the
+//!    request is never sent again. The server keeps what it received in a queue and may still carry it out.
+//! 3. The emergency stop is looked at before every write and during every wait.
+
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+use super::arm::{Arm, Pose};
+use super::fault::{Fault, FaultKind};
+use super::messages::{self, EnvParams};
+use super::observation::RobotObs;
+use super::pickle::Value;
+use super::stop::EmergencyStop;
+use super::zmtp::{Connection, Patience, ZmtpError};
+
+/// The robot server's usual port.
+pub const PORT: u16 = 5556;
+
+/// How long each kind of request may take. The defaults are the longest times seen, with room: the first `step_action`
+/// compiles the server's kinematics (up to 10 s, before the clock of a trial starts).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Deadlines {
+    /// Connecting and shaking hands, and `hash`.
+    pub connect: Duration,
+    /// `obs`.
+    pub obs: Duration,
+    /// `step_action` and `gripper`.
+    pub step: Duration,
+    /// The first `step_action` of a session.
+    pub first_step: Duration,
+    /// `move`, beyond its own duration.
+    pub move_extra: Duration,
+    /// `reset`.
+    pub reset: Duration,
+    /// `init`.
+    pub init: Duration,
+    /// Unacknowledged bytes end a connection after so long.
+    pub unacknowledged: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            obs: Duration::from_secs(2),
+            step: Duration::from_secs(5),
+            first_step: Duration::from_secs(20),
+            move_extra: Duration::from_secs(5),
+            reset: Duration::from_secs(30),
+            init: Duration::from_mins(2),
+            // Two control periods: a command that did not get through by then must not get through later.
+            unacknowledged: Duration::from_millis(400),
+        }
+    }
+}
+
+/// What a server shows to somebody who only looks.
+#[derive(Clone, Debug)]
+pub enum Probe {
+    /// Nothing answers.
+    Silent(Fault),
+    /// It runs and has forgotten the robot, or never knew it: a fresh process.
+    NotInitialised,
+    /// It runs and knows the robot.
+    Initialised(Box<RobotObs>),
+}
+
+/// A client of `widowx_env_service --server`.
+#[derive(Debug)]
+pub struct RobotClient {
+    address: SocketAddr,
+    params: EnvParams,
+    deadlines: Deadlines,
+    stop: EmergencyStop,
+    connection: Option<Connection>,
+    stepped: bool,
+}
+
+/// Whether a request may move the robot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Motion,
+    None,
+}
+
+impl RobotClient {
+    /// A client that has not connected yet. A name is looked up once, here.
+    ///
+    /// # Errors
+    /// [`FaultKind::NoConnection`] for a name that cannot be resolved.
+    pub fn new(
+        host: &str,
+        port: u16,
+        params: EnvParams,
+        deadlines: Deadlines,
+        stop: EmergencyStop,
+    ) -> Result<Self, Fault> {
+        let unknown = |why: String| {
+            Fault::new(FaultKind::NoConnection, format!("there is no host `{host}`: {why}"))
+        };
+        let mut found = (host, port).to_socket_addrs().map_err(|e| unknown(e.to_string()))?;
+        let address = found.next().ok_or_else(|| unknown("it has no address".to_owned()))?;
+        Ok(Self { address, params, deadlines, stop, connection: None, stepped: false })
+    }
+
+    /// Where the server is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Looks at the server without touching the robot, on a connection of its own.
+    pub fn probe(&mut self) -> Probe {
+        self.connection = None;
+        let seen = self.hash().and_then(|()| self.observation());
+        self.connection = None;
+        match seen {
+            Ok(obs) => Probe::Initialised(Box::new(obs)),
+            Err(fault) if fault.kind == FaultKind::NotInitialised => Probe::NotInitialised,
+            Err(fault) => Probe::Silent(fault),
+        }
+    }
+
+    /// Shakes hands: keys and version are compared, ports may differ.
+    ///
+    /// # Errors
+    /// [`FaultKind::NoConnection`], [`FaultKind::Handshake`], [`FaultKind::BadReply`].
+    pub fn hash(&mut self) -> Result<(), Fault> {
+        let limit = self.deadlines.connect;
+        let reply = self.exchange("hash", &messages::hash(), limit, Effect::None)?;
+        messages::check_hash(&messages::decode(&reply)?)
+    }
+
+    /// Opens (above 0.5) or closes the gripper, outside of a step.
+    ///
+    /// # Errors
+    /// As [`Arm::step`].
+    pub fn gripper(&mut self, open: f64) -> Result<(), Fault> {
+        self.act("gripper", &messages::gripper(open), self.deadlines.step)
+    }
+
+    fn observation(&mut self) -> Result<RobotObs, Fault> {
+        let asked_at = Instant::now();
+        let reply = self.exchange("obs", &messages::obs(), self.deadlines.obs, Effect::None)?;
+        RobotObs::from_reply(&messages::decode(&reply)?, asked_at)
+    }
+
+    fn act(&mut self, name: &str, request: &Value<'_>, limit: Duration) -> Result<(), Fault> {
+        let reply = self.exchange(name, request, limit, Effect::Motion)?;
+        let checked = messages::decode(&reply).and_then(|r| messages::check_status(name, &r));
+        if checked.is_err() {
+            self.connection = None;
+        }
+        checked
+    }
+
+    /// Whether anything listens at the address, within half a second. Nothing is sent.
+    fn listens(&self, pressed: &dyn Fn() -> bool) -> bool {
+        // A dying process closes its sockets one after the other.
+        std::thread::sleep(Duration::from_millis(100));
+        let until = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < until && !pressed() {
+            if TcpStream::connect_timeout(&self.address, Duration::from_millis(200)).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Sends one request and returns the pickle of its reply.
+    fn exchange(
+        &mut self,
+        name: &str,
+        request: &Value<'_>,
+        limit: Duration,
+        effect: Effect,
+    ) -> Result<Vec<u8>, Fault> {
+        let stop = self.stop.clone();
+        let pressed = move || stop.is_pressed();
+        let stopped = |when: &str| {
+            let detail = format!("`{name}` was {when}: stopped by {}", self.stop.by());
+            Fault::new(FaultKind::EmergencyStop, detail)
+        };
+        let body = messages::encode(request);
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let patience = Patience {
+                connect: self.deadlines.connect,
+                unacknowledged: self.deadlines.unacknowledged,
+            };
+            Connection::open(self.address, patience, &pressed).map_err(|e| match e {
+                ZmtpError::Cancelled => stopped("not sent"),
+                ZmtpError::Peer { .. } => Fault::new(FaultKind::Handshake, e.to_string()),
+                e => Fault::new(
+                    FaultKind::NoConnection,
+                    format!("`{name}` was not sent to {}: {e}", self.address),
+                ),
+            })?
+        };
+        if pressed() {
+            return Err(stopped("not sent"));
+        }
+        // From here on the bytes may have left: whatever fails, the connection is dropped and never reused.
+        let reply = connection.request(&body, limit, &pressed).map_err(|e| match (e, effect) {
+            (ZmtpError::Cancelled, _) => stopped("given up"),
+            (e @ ZmtpError::Closed, _) if !self.listens(&pressed) => Fault::new(
+                FaultKind::ServerDied,
+                format!("`{name}` was sent, then {e} and listens no more"),
+            ),
+            // A server that met an exception opens its socket anew and forgets the request.
+            (
+                e @ (ZmtpError::Closed | ZmtpError::Deadline { .. } | ZmtpError::Io { .. }),
+                Effect::Motion,
+            ) => Fault::new(FaultKind::OutcomeUnknown, format!("`{name}` was sent, then: {e}")),
+            (e, Effect::None) => Fault::new(FaultKind::NoObservation, format!("`{name}`: {e}")),
+            (e, Effect::Motion) => {
+                Fault::new(FaultKind::BadReply, format!("`{name}` was sent: {e}"))
+            }
+        })?;
+        let pickle = messages::decompress(&reply)?;
+        self.connection = Some(connection);
+        Ok(pickle)
+    }
+}
+
+impl Arm for RobotClient {
+    fn describe(&self) -> String {
+        format!("the robot server at {}", self.address)
+    }
+
+    fn init(&mut self) -> Result<(), Fault> {
+        if self.connection.is_none() {
+            self.hash()?;
+        }
+        let params = self.params.clone();
+        self.act("init", &messages::init(&params), self.deadlines.init)
+    }
+
+    fn reset(&mut self) -> Result<(), Fault> {
+        self.act("reset", &messages::reset(), self.deadlines.reset)
+    }
+
+    fn move_to(&mut self, pose: &Pose, duration: Duration) -> Result<(), Fault> {
+        let request = messages::move_to(&pose.matrix, duration.as_secs_f64());
+        self.act("move", &request, duration + self.deadlines.move_extra)
+    }
+
+    fn step(&mut self, command: &[f64; 7]) -> Result<(), Fault> {
+        let limit = if self.stepped { self.deadlines.step } else { self.deadlines.first_step };
+        self.act("step_action", &messages::step_action(command), limit)?;
+        self.stepped = true;
+        Ok(())
+    }
+
+    fn compiles(&self) -> bool {
+        true
+    }
+
+    fn is_fresh(&mut self) -> Result<bool, Fault> {
+        match self.probe() {
+            Probe::NotInitialised => Ok(true),
+            Probe::Initialised(_) => Ok(false),
+            Probe::Silent(fault) => Err(fault),
+        }
+    }
+
+    fn observe(&mut self) -> Result<RobotObs, Fault> {
+        let seen = self.observation();
+        if seen.is_err() {
+            self.connection = None;
+        }
+        seen
+    }
+}
