@@ -2,6 +2,8 @@
 
 pub mod libero;
 mod pusht;
+mod widowx;
 
 pub use libero::LiberoExpert;
 pub use pusht::PushtExpert;
+pub use widowx::WidowXExpert;
