@@ -222,6 +222,12 @@ fn stale_and_frozen_observations_allow_no_action() {
             assert_eq!((refusal.fault.kind, refusal.latched), (FaultKind::StaleObservation, false));
         }
     }
+    // A hold ends with a fresh observation, not with an old one.
+    gate.hold(Fault::new(FaultKind::PolicyTooSlow, "a test"));
+    gate.observe(&obs(state, 1, start), start + Duration::from_millis(400));
+    assert!(matches!(gate.command(&small, start), Verdict::Refuse(_)));
+    gate.observe(&obs(state, 2, start), start + Duration::from_millis(20));
+    assert!(matches!(gate.command(&small, start), Verdict::Send { .. }));
     // The same picture ten times: nothing is sent from the tenth on, also when it moves again.
     let mut allowed = 0;
     for k in 0..30 {
@@ -248,11 +254,11 @@ fn an_arm_that_cannot_follow_is_noticed() {
     assert_eq!(fault.kind, FaultKind::NotFollowing, "{fault}");
 }
 
-/// A TCP proxy that can be cut: bytes that arrive later are swallowed, and it remembers when the client last sent some.
+/// A TCP proxy that can be cut: bytes that arrive later are swallowed, and it remembers when the client last sent a command.
 struct Cable {
     port: u16,
     cut: Arc<AtomicBool>,
-    /// Nanoseconds after `origin` at which the client last sent, and how many bytes it sent after the cut.
+    /// Nanoseconds after `origin` at which the client last sent a command.
     last_sent: Arc<AtomicU64>,
     origin: Instant,
     links: Arc<Mutex<Vec<TcpStream>>>,
@@ -286,7 +292,8 @@ impl Cable {
                             if n == 0 {
                                 break;
                             }
-                            if outgoing {
+                            // A command has some 270 bytes, an observation's request 90: looking is allowed.
+                            if outgoing && n > 200 {
                                 sent.store(origin.elapsed().as_nanos() as u64, Ordering::SeqCst);
                             }
                             if !cut.load(Ordering::SeqCst) && to.write_all(&chunk[..n]).is_err() {
@@ -326,7 +333,7 @@ fn a_cut_link_holds_within_two_periods() {
     let worst = |value: &dyn Fn(&(f64, f64)) -> f64| results.iter().map(value).fold(0.0, f64::max);
     let (held, sent) = (worst(&|r| r.0), worst(&|r| r.1));
     println!(
-        "{} cuts: the gate held after at most {:.0} ms, the last byte was sent at most {:.0} ms after the cut",
+        "{} cuts: the gate held after at most {:.0} ms, the last command was sent at most {:.0} ms after the cut",
         results.len(),
         1e3 * held,
         1e3 * sent
@@ -400,14 +407,9 @@ fn a_policy_that_stalls_leads_to_a_hold_and_a_late_action_is_not_sent() {
     assert!(held <= Duration::from_millis(400), "{held:?}");
     let GateState::Holding(fault) = env.arm().state() else { panic!("{:?}", env.arm().state()) };
     assert_eq!(fault.kind, FaultKind::PolicyTooSlow);
-    // The late action is refused, the next one on a fresh observation passes.
+    // The late action is refused, and the trial goes on.
     env.step(still.view(), true).unwrap();
     assert!(env.take_trace().unwrap().held.unwrap().contains("policy_too_slow"));
-    let passed = (0..20).any(|_| {
-        env.step(still.view(), true).unwrap();
-        env.take_trace().unwrap().sent.is_some()
-    });
-    assert!(passed);
     // A policy that is always late ends the trial by name.
     let error = loop {
         std::thread::sleep(Duration::from_millis(310));

@@ -73,10 +73,12 @@ fn a_trial_runs_at_5_hz_in_openvlas_order_with_one_observation_per_step() {
     let Some(python) = python::python() else { return };
     let _turn = turn();
     let trials = number("SIMLOOP_WIDOWX_TRIALS", 1);
+    let trials_asked = std::env::var_os("SIMLOOP_WIDOWX_TRIALS").is_some();
+    let mut shortest = f64::INFINITY;
     let mut standin = StandIn::start(&python, 20.0, &json!({}));
     let (stop, session) = (EmergencyStop::default(), Session::default());
     let mut config = config();
-    if std::env::var_os("SIMLOOP_WIDOWX_TRIALS").is_none() {
+    if !trials_asked {
         // A test machine may be so busy that decoding a picture takes longer than a robot would wait.
         config.limits.max_obs_age = Duration::from_secs(5);
         config.limits.hold_after = Duration::from_secs(5);
@@ -90,6 +92,7 @@ fn a_trial_runs_at_5_hz_in_openvlas_order_with_one_observation_per_step() {
         let traces = run(&mut env, 100, Duration::from_millis(100)).unwrap();
         assert_eq!(traces.len(), 60, "an episode has 60 steps");
         assert!(traces.iter().all(|t| t.sent.is_some() && t.changed.is_empty()), "{traces:?}");
+        shortest = traces.iter().map(|t| t.period_secs).fold(shortest, f64::min);
         periods.extend(traces.iter().map(|t| (t.period_secs - 0.2).abs()));
         let log = standin.log();
         let keys: Vec<&str> = log.iter().map(|(_, key, _)| key.as_str()).collect();
@@ -121,8 +124,11 @@ fn a_trial_runs_at_5_hz_in_openvlas_order_with_one_observation_per_step() {
         1e3 * quantile(&mut sends, 0.5),
         1e3 * quantile(&mut sends, 0.99)
     );
-    // The bar is 10 ms at the 99th percentile on a quiet machine; a test machine may be busy.
-    assert!(p50 < 0.02, "{p50}");
+    // The bar is 10 ms at the 99th percentile, on a quiet machine; a test machine may be as busy as it likes.
+    if trials_asked {
+        assert!(p99 <= 0.01, "{p99}");
+    }
+    assert!(shortest > 0.15, "never faster than 5 Hz: {shortest}");
 }
 
 /// One row of the failure table: the switch, after how many steps it must be noticed, and by which names.
