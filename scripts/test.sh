@@ -32,6 +32,10 @@ widowx() {
     scripts/widowx.sh || echo "the WidowX stand-in is not installed here (reason above): its tests are skipped"
 }
 
+serve_clients() {
+    scripts/serve_clients.sh || echo "openpi-client is not installed here (reason above): its test is skipped"
+}
+
 scripts_parse() {
     local file
     for file in scripts/*.sh .ci/run; do
@@ -55,6 +59,7 @@ phase "format" "$cargo" fmt --all --check
 if [ "${1:-}" != lint ]; then
     phase "LIBERO" libero
     phase "WidowX stand-in" widowx
+    phase "clients of the policy server" serve_clients
 fi
 phase "clippy" "$cargo" clippy --workspace --all-targets --quiet -- -D warnings
 phase "rustdoc" env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --quiet

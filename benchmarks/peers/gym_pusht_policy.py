@@ -1,101 +1,157 @@
 """A checkpoint of ours in gym-pusht 0.1.8 itself: success rate, largest coverage, and the same episodes in `bench pusht`.
 
-gym-pusht is stepped here, by nobody's wrapper; every decision is made by `bench __policy`, a child process, with the seeds
-and the noise of `bench pusht --seed S`. The two begin in the same states and part only where the physics does.
+gym-pusht is stepped here, by nobody's wrapper; every decision is made by `serve` over its REST form, with the seeds and the
+noise of `bench pusht --seed S`. The two begin in the same states and part only where the physics does.
 
-    python gym_pusht_policy.py --bench target/release/bench --policy runs/x/best --episodes 500 --compare outputs/x
+    serve runs/x/best &
+    python gym_pusht_policy.py --url http://127.0.0.1:8000 --episodes 500 --compare outputs/x
 """
 
 import argparse
+import base64
+import hashlib
+import http.client
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
+import urllib.parse
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "envs" / "python"))
 
 import gymnasium as gym
 import gym_pusht  # noqa: F401  (registers the environment)
 import numpy as np
-from simloop_libero.wire import Channel
 
 SUITE = TASK = "pusht"
 INSTRUCTION = "Push the T-shaped block onto the T-shaped target."
-CAMERA = "pixels"
 Z95 = 1.959963984540054
+# (cameras, numbers) that a policy looks at, by gym-pusht's names.
+OBS_TYPES = {
+    (0, 5): "state",
+    (0, 18): "environment_state_agent_pos",
+    (1, 0): "pixels",
+    (1, 2): "pixels_agent_pos",
+}
+
+
+class SeedTree:
+    """The runner's seeds (envs/src/seeding.rs): a node is the SHA-256 of its path."""
+
+    def __init__(self, digest):
+        self.digest = digest
+
+    @staticmethod
+    def _of(*parts):
+        sha = hashlib.sha256()
+        for part in parts:
+            sha.update(len(part).to_bytes(8, "little") + part)
+        return SeedTree(sha.digest())
+
+    @classmethod
+    def of_run(cls, seed):
+        return cls._of(b"simloop-seed-v1", seed.to_bytes(8, "little"))
+
+    def child(self, name):
+        return self._of(self.digest, b"name", name.encode())
+
+    def index(self, index):
+        return self._of(self.digest, b"index", index.to_bytes(8, "little"))
+
+    def seed(self):
+        return int.from_bytes(self.digest[:8], "little")
+
+
+def episode_of(run_seed, trial):
+    return SeedTree.of_run(run_seed).child(SUITE).child(TASK).index(trial)
+
+
+def json_array(array):
+    """As json_numpy writes it."""
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"__numpy__": data, "dtype": array.dtype.str, "shape": array.shape}
 
 
 class Policy:
-    """The child process and one request at a time."""
+    """A server of ours: what it wants to see, and one connection per environment."""
 
-    def __init__(self, bench, folder, extra):
-        ours, theirs = socket.socketpair()
-        env = dict(os.environ, SIMLOOP_BRIDGE_PARENT=str(os.getpid()))
-        self._child = subprocess.Popen([bench, "__policy", "--policy", folder, *extra], stdin=theirs, env=env)
-        theirs.close()
-        self._channel = Channel(ours.detach())
-        self._id = 0
-        self.about = self.ask("hello", magic="simloop-policy", proto=1)
+    def __init__(self, url):
+        self.address = urllib.parse.urlsplit(url).netloc
+        status, about = self.ask(self.connect(), "GET", "/metadata", None, {})
+        if status != 200 or about.get("server") != "simloop":
+            sys.exit(f"{url} answers with status {status} and is no server of simloop")
+        policy, keys = about["policy"], about["keys"]
+        numbers = (len(policy["cameras"]), len(policy["io"]["proprio"]))
+        if numbers not in OBS_TYPES:
+            sys.exit(f"gym-pusht shows nothing with {numbers[0]} cameras and {numbers[1]} numbers")
+        self.label, self.obs_type, self.n_obs_steps = policy["label"], OBS_TYPES[numbers], policy["n_obs_steps"]
+        self.batch = policy["inference_batch"]
+        self.state_key, self.prompt_key = keys["state"][0], keys["prompt"][0]
+        self.image_key = keys["cameras"][0]["names"][0] if keys["cameras"] else None
+        self.image_size = policy["io"]["cameras"][policy["cameras"][0]]["height"] if policy["cameras"] else 96
 
-    def ask(self, op, **keys):
-        self._id += 1
-        self._channel.send({"id": self._id, "op": op, **keys})
-        reply = self._channel.receive()
-        if reply is None:
-            sys.exit(f"bench __policy ended with status {self._child.wait()}")
-        if "err" in reply:
-            sys.exit(f"bench __policy failed to answer `{op}`: {reply['err']['message']}")
-        return reply["ok"]
+    def connect(self):
+        return http.client.HTTPConnection(self.address, timeout=120)
 
-    def close(self):
-        self.ask("close")
-        self._child.wait()
+    @staticmethod
+    def ask(connection, method, path, body, headers):
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
 
-
-def seen(obs, kind):
-    """An observation of gym-pusht as the policy is shown it: f32 numbers, u8 images."""
-    if kind == "state":
-        return {"proprio": np.asarray(obs, dtype="<f4").tobytes()}
-    if kind == "environment_state_agent_pos":
-        numbers = np.concatenate([obs["environment_state"], obs["agent_pos"]])
-        return {"proprio": numbers.astype("<f4").tobytes()}
-    pixels = obs if kind == "pixels" else obs["pixels"]
-    pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
-    agent = [] if kind == "pixels" else obs["agent_pos"]
-    return {
-        "proprio": np.asarray(agent, dtype="<f4").tobytes(),
-        "images": {CAMERA: {"shape": list(pixels.shape), "pixels": pixels.tobytes()}},
-    }
+    def seen(self, obs):
+        """An observation of gym-pusht as the policy is shown it: f32 numbers, u8 images."""
+        if self.obs_type == "state":
+            numbers, pixels = obs, None
+        elif self.obs_type == "environment_state_agent_pos":
+            numbers, pixels = np.concatenate([obs["environment_state"], obs["agent_pos"]]), None
+        elif self.obs_type == "pixels":
+            numbers, pixels = [], obs
+        else:
+            numbers, pixels = obs["agent_pos"], obs["pixels"]
+        shown = {self.state_key: json_array(np.asarray(numbers, dtype="<f4")), self.prompt_key: INSTRUCTION}
+        if pixels is not None:
+            shown[self.image_key] = json_array(np.ascontiguousarray(pixels, dtype=np.uint8))
+        return shown
 
 
 class Seat:
     """One environment and the episode in it."""
 
-    def __init__(self, number, about):
-        size = about["image_size"]
-        self.number, self.kind = number, about["observation"]
+    def __init__(self, number, policy):
+        size = policy.image_size
+        self.policy, self.connection, self.name = policy, policy.connect(), f"gym-pusht-{number}"
         self.env = gym.make(
-            "gym_pusht/PushT-v0", obs_type=self.kind, observation_width=size, observation_height=size
+            "gym_pusht/PushT-v0", obs_type=policy.obs_type, observation_width=size, observation_height=size
         )
-        self.n_obs_steps = about["n_obs_steps"]
 
-    def begin(self, policy, trial, seed, run_seed):
-        self.trial, self.seed = trial, seed
-        policy.ask("reset", env=self.number, suite=SUITE, task=TASK, seed=run_seed, trial=trial)
-        obs, _ = self.env.reset(seed=seed)
-        self.recent = deque([seen(obs, self.kind)], maxlen=self.n_obs_steps)
+    def begin(self, trial, run_seed):
+        episode = episode_of(run_seed, trial)
+        self.trial, self.seed, self.noise, self.decisions = trial, episode.seed(), episode.child("noise"), 0
+        obs, _ = self.env.reset(seed=self.seed)
+        self.recent = deque([self.policy.seen(obs)], maxlen=self.policy.n_obs_steps)
         self.steps, self.coverage, self.reward, self.actions = 0, 0.0, 0.0, []
 
-    def request(self):
-        return {"env": self.number, "instruction": INSTRUCTION, "recent": list(self.recent)}
+    def decide(self):
+        """A chunk `[T_a, D]` for what was seen since the last one."""
+        *older, newest = self.recent
+        request = {
+            **newest,
+            "simloop/recent": older,
+            "simloop/noise_seed": self.noise.index(self.decisions).seed(),
+            "simloop/reset": self.decisions == 0,
+        }
+        headers = {"x-session-id": self.name, "content-type": "application/json"}
+        body = json.dumps(request)
+        status, reply = self.policy.ask(self.connection, "POST", "/act?reply=chunk", body, headers)
+        if status != 200:
+            raise RuntimeError(f"the policy answers with status {status}: {reply}")
+        self.decisions += 1
+        actions = np.frombuffer(base64.b64decode(reply["__numpy__"]), dtype=reply["dtype"])
+        return actions.reshape(reply["shape"])
 
-    def execute(self, chunk):
+    def execute(self, actions):
         """Steps a chunk; the episode's record once it is over."""
-        actions = np.frombuffer(chunk["actions"], dtype="<f4").reshape(chunk["n"], -1)
         self.recent.clear()
         for action in actions:
             obs, reward, terminated, truncated, info = self.env.step(action)
@@ -103,7 +159,7 @@ class Seat:
             self.actions.append(action.tolist())
             self.coverage = max(self.coverage, float(info["coverage"]))
             self.reward = max(self.reward, float(reward))
-            self.recent.append(seen(obs, self.kind))
+            self.recent.append(self.policy.seen(obs))
             if terminated or truncated:
                 return {
                     "trial": self.trial,
@@ -118,25 +174,26 @@ class Seat:
 
 
 def rollouts(policy, args):
-    seeds = policy.ask("episodes", suite=SUITE, task=TASK, seed=args.seed, episodes=args.episodes)["seeds"]
-    waiting = deque(enumerate(seeds))
-    seats = [Seat(i, policy.about) for i in range(min(policy.about["batch"], len(seeds)))]
+    waiting = deque(range(args.episodes))
+    seats = [Seat(i, policy) for i in range(min(policy.batch, args.episodes))]
     for seat in seats:
-        seat.begin(policy, *waiting.popleft(), args.seed)
+        seat.begin(waiting.popleft(), args.seed)
     done = []
-    while seats:
-        chunks = policy.ask("act", requests=[seat.request() for seat in seats])["chunks"]
-        for seat, chunk in zip(list(seats), chunks):
-            record = seat.execute(chunk)
-            if record is None:
-                continue
-            done.append(record)
-            if len(done) % 25 == 0 or len(done) == args.episodes:
-                print(f"{len(done)}/{args.episodes} episodes", file=sys.stderr)
-            if waiting:
-                seat.begin(policy, *waiting.popleft(), args.seed)
-            else:
-                seats.remove(seat)
+    # Everyone asks at once: the server decides in batches.
+    with ThreadPoolExecutor(len(seats)) as pool:
+        while seats:
+            chunks = list(pool.map(Seat.decide, seats))
+            for seat, chunk in zip(list(seats), chunks):
+                record = seat.execute(chunk)
+                if record is None:
+                    continue
+                done.append(record)
+                if len(done) % 25 == 0 or len(done) == args.episodes:
+                    print(f"{len(done)}/{args.episodes} episodes", file=sys.stderr)
+                if waiting:
+                    seat.begin(waiting.popleft(), args.seed)
+                else:
+                    seats.remove(seat)
     return sorted(done, key=lambda record: record["trial"])
 
 
@@ -180,13 +237,13 @@ def summary(episodes):
     }
 
 
-def stored(folder, args, about):
+def stored(folder, args, policy):
     """The same trials of a result of `bench pusht`, after checking that it is this policy and this seed."""
     run = json.loads((folder / "run.json").read_text())
     for what, theirs, ours in [
         ("suite", run["suite"], SUITE),
         ("seed", run["seed"], args.seed),
-        ("policy", run["policy"], about["policy"]),
+        ("policy", run["policy"], policy.label),
     ]:
         if theirs != ours:
             sys.exit(f"compare with {folder}: its {what} is {theirs}, this run's {ours}")
@@ -260,27 +317,25 @@ def show(name, s):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bench", required=True, help="the program `bench`")
-    parser.add_argument("--policy", required=True, help="a checkpoint folder")
+    parser.add_argument("--url", required=True, help="where `serve` listens: http://127.0.0.1:8000")
     parser.add_argument("--seed", type=int, default=0, help="as `bench pusht --seed`")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--compare", type=Path, help="a result folder of `bench pusht` with this policy and seed")
     parser.add_argument("--out", type=Path, help="write everything as JSON here")
-    args, extra = parser.parse_known_args()
-    policy = Policy(args.bench, args.policy, extra)
+    args = parser.parse_args()
+    policy = Policy(args.url)
     episodes = rollouts(policy, args)
-    policy.close()
     result = {
         "engine": "gym-pusht 0.1.8",
-        "policy": policy.about["policy"],
-        "observation": policy.about["observation"],
+        "policy": policy.label,
+        "observation": policy.obs_type,
         "seed": args.seed,
         "gym_pusht": summary(episodes),
         "episodes": episodes,
     }
     show("gym-pusht", result["gym_pusht"])
     if args.compare:
-        ours = stored(args.compare, args, policy.about)
+        ours = stored(args.compare, args, policy)
         result["simloop"], result["comparison"] = summary(ours), compare(episodes, ours)
         show("simloop  ", result["simloop"])
         c = result["comparison"]

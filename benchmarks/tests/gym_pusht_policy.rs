@@ -5,17 +5,20 @@
 #[path = "checkpoints/mod.rs"]
 mod checkpoints;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use checkpoints::{image_policy, state_policy};
+use simloop_trainers::serve::{PolicySettings, ServeConfig, Server};
 
-/// An interpreter with gym-pusht 0.1.8 and msgpack, or why there is none.
+/// An interpreter with gym-pusht 0.1.8, or why there is none.
 fn python() -> Result<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let ours = root.join(".simloop/peers/pusht/bin/python");
     let python = std::env::var_os("PEER_PYTHON").map_or(ours, PathBuf::from);
-    let code = "import gym_pusht, msgpack; from importlib.metadata import version; print(version('gym-pusht'))";
+    let code =
+        "import gym_pusht; from importlib.metadata import version; print(version('gym-pusht'))";
     let output =
         Command::new(&python).args(["-c", code]).env("PYGAME_HIDE_SUPPORT_PROMPT", "1").output();
     match output {
@@ -34,12 +37,11 @@ fn python() -> Result<PathBuf, String> {
     }
 }
 
-fn client(python: &Path, policy: &Path, args: &[&str]) -> std::process::Output {
+fn client(python: &Path, url: &str, args: &[&str]) -> std::process::Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/gym_pusht_policy.py");
     Command::new(python)
         .arg(script)
-        .args(["--bench", env!("CARGO_BIN_EXE_bench"), "--policy"])
-        .arg(policy)
+        .args(["--url", url])
         .args(args)
         .env("SDL_VIDEODRIVER", "dummy")
         .env("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -66,8 +68,13 @@ fn both_sides_begin_in_the_same_states_with_the_same_actions() {
             .unwrap();
         assert!(benched.status.success(), "{}", String::from_utf8_lossy(&benched.stderr));
         let (run, out) = (run.to_str().unwrap(), json.to_str().unwrap());
+        let settings = PolicySettings::new(&policy);
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = ServeConfig { listen, ..ServeConfig::default() };
+        let server = Server::start(config, Box::new(move || settings.load())).unwrap();
+        let url = format!("http://{}", server.address());
         let args = ["--episodes", "6", "--seed", "11", "--compare", run, "--out", out];
-        let output = client(&python, &policy, &args);
+        let output = client(&python, &url, &args);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let result: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
@@ -84,20 +91,9 @@ fn both_sides_begin_in_the_same_states_with_the_same_actions() {
         let rate = result["gym_pusht"]["success_rate"].as_f64().unwrap();
         assert!(wilson[0].as_f64().unwrap() <= rate && rate <= wilson[1].as_f64().unwrap());
         // Another seed begins elsewhere, and a result of another seed is refused.
-        let output =
-            client(&python, &policy, &["--episodes", "2", "--seed", "12", "--compare", run]);
+        let output = client(&python, &url, &["--episodes", "2", "--seed", "12", "--compare", run]);
         assert!(!output.status.success());
         assert!(String::from_utf8_lossy(&output.stderr).contains("its seed is 11"));
+        server.stop();
     }
-}
-
-#[test]
-fn the_server_refuses_what_is_no_client_and_no_checkpoint() {
-    let by_hand = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args(["__policy", "--policy", "nowhere"])
-        .stdin(std::process::Stdio::null())
-        .output()
-        .unwrap();
-    assert_eq!(by_hand.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&by_hand.stderr).contains("no socket"));
 }

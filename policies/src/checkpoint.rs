@@ -102,6 +102,13 @@ pub fn is_policy(dir: &Path) -> bool {
     dir.join(CONFIG_FILE).is_file() && dir.join(WEIGHTS_FILE).is_file()
 }
 
+/// The last two parts of a folder's real path, for reports: a checkpoint is often just called `best`.
+pub fn short_name(dir: &Path) -> String {
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let parts: Vec<_> = real.iter().map(|part| part.to_string_lossy()).collect();
+    parts[parts.len().saturating_sub(2)..].join("/").trim_start_matches('/').to_owned()
+}
+
 /// SHA-256 over everything of a folder that decides what its policy does, in hexadecimal.
 ///
 /// # Errors

@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+use crate::PolicyError;
+
 /// The libtorch that this program needs: tch 0.24 binds exactly this release (torch-sys 0.24, `build.rs`).
 pub const TORCH_VERSION: &str = "2.11.0";
 
@@ -48,6 +50,27 @@ pub enum Cuda {
 pub fn devices() -> Devices {
     load_cuda();
     Devices { intra_op_threads: tch::get_num_threads(), cuda_devices: tch::Cuda::device_count() }
+}
+
+/// The device called `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// [`PolicyError::Config`] for another name, or a GPU that libtorch does not see here.
+pub fn device_called(name: &str) -> Result<tch::Device, PolicyError> {
+    let index = match name {
+        "cpu" => return Ok(tch::Device::Cpu),
+        "cuda" => Some(0),
+        other => other.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
+    };
+    let refuse = |why: String| {
+        Err(PolicyError::Config { detail: format!("use the device `{name}`: {why}") })
+    };
+    let Some(index) = index else { return refuse("write cpu, cuda or cuda:1".to_owned()) };
+    let found = devices().cuda_devices;
+    if (index as i64) < found {
+        return Ok(tch::Device::Cuda(index));
+    }
+    refuse(format!("libtorch sees {found} CUDA devices here; `bench doctor` says why"))
 }
 
 /// Loads libtorch's CUDA half when it lies beside the CPU half. Call it first thing in `main`: a CUDA question put to

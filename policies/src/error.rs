@@ -56,6 +56,14 @@ pub enum PolicyError {
         /// The shape expected; `*` stands for any size.
         expected: String,
     },
+    /// A policy that another program serves does not answer, or not as it should.
+    #[error("use the policy at {url}: {detail}")]
+    Remote {
+        /// Where it is.
+        url: String,
+        /// What went wrong, in the server's own words where it said any.
+        detail: String,
+    },
     /// The policy computed a non-finite number.
     #[error("act: `{tensor}` is not finite")]
     NonFinite {

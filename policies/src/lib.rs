@@ -17,6 +17,7 @@
 //! | [`checkpoint`] | a policy as a folder |
 //! | [`chunk`] | which actions of the predicted chunks are performed |
 //! | [`optim`] | AdamW, schedules, moving averages: all of it can be saved |
+//! | [`remote`] | policies that other programs serve: openpi's websocket form, OpenVLA's REST form |
 //! | [`device`] | libtorch: its version, and CUDA when the machine has it |
 //!
 //! The shape legend is in `simloop_envs`.
@@ -40,6 +41,7 @@ pub mod hf;
 pub mod nn;
 pub mod normalize;
 pub mod optim;
+pub mod remote;
 pub mod safetensors_io;
 pub mod scripted;
 pub mod text;

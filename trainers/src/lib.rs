@@ -14,6 +14,7 @@
 //! | [`observer`], [`observe`] | who watches: bar, metrics file, TensorBoard, report |
 //! | [`parity`] | models against recorded numbers of their references |
 //! | [`config`], [`build`], [`cli`] | settings, the parts made from them, the program `train` |
+//! | `serve` | a policy over the network: openpi's websocket form, OpenVLA's REST form (feature `serve`) |
 //! | [`EpisodeRecord`] | what is kept of an episode |
 //! | [`cpu`] | CPU time of this process and its children |
 //! | [`stop`] | Ctrl-C and SIGTERM as a flag that loops look at |
@@ -44,6 +45,8 @@ pub mod rl_config;
 pub mod rl_state;
 pub mod rollout;
 pub mod run;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod stats;
 pub mod stop;
 pub mod tensors;

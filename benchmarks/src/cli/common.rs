@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use simloop_policies::remote::{Gripper, RemoteOptions};
 use simloop_trainers::stop::StopFlag;
 
 use crate::BenchError;
@@ -20,12 +22,82 @@ pub(super) struct InferenceArgs {
     /// libtorch's threads inside one operation; other numbers than 1 may change the last bits of a result.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
     torch_threads: i32,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+/// How to speak to a policy that another program serves.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Policies over the network")]
+struct RemoteArgs {
+    /// What the server calls a part of an observation: prompt=NAME, state=NAME, image.CAMERA=NAME. May be repeated
+    /// [default: what it says itself; openpi's names over ws://, OpenVLA's over http://].
+    #[arg(long = "remote-key", value_name = "PART=NAME", value_parser = parse_key)]
+    keys: Vec<(String, String)>,
+    /// A file with the server's token [default: the variable SIMLOOP_TOKEN].
+    #[arg(long = "remote-token-file", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The longest that a decision may take, seconds.
+    #[arg(long = "remote-timeout", value_name = "SECS", default_value_t = 120.0)]
+    timeout_secs: f64,
+    /// Where an openpi server's answer has its actions.
+    #[arg(long = "remote-actions", value_name = "NAME", default_value = "actions")]
+    actions: String,
+    /// Scale images to this side, keeping their proportions, as openpi's client does [default: as rendered].
+    #[arg(long = "remote-image-size", value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    remote_image_size: Option<u32>,
+    /// OpenVLA's unnorm_key.
+    #[arg(long = "remote-unnorm-key", value_name = "NAME")]
+    unnorm_key: Option<String>,
+    /// The last number of an action is 1 for open and 0 for closed, as OpenVLA answers; LIBERO's is -1 and +1.
+    #[arg(long = "remote-gripper-one-is-open")]
+    gripper_one_is_open: bool,
+}
+
+/// The variable that holds a server's token, where no file does.
+const TOKEN_VARIABLE: &str = "SIMLOOP_TOKEN";
+
+impl RemoteArgs {
+    fn options(&self) -> Result<RemoteOptions, BenchError> {
+        let token = match &self.token_file {
+            Some(path) => {
+                Some(std::fs::read_to_string(path).map_err(|e| BenchError::io(path, &e))?)
+            }
+            None => std::env::var(TOKEN_VARIABLE).ok(),
+        };
+        if !(0.001..=86_400.0).contains(&self.timeout_secs) {
+            return Err(BenchError::usage(
+                "wait so long for a decision: give 0.001 to 86400 seconds",
+            ));
+        }
+        Ok(RemoteOptions {
+            timeout: Duration::from_secs_f64(self.timeout_secs),
+            token: token.map(|token| token.trim().to_owned()),
+            keys: self.keys.clone(),
+            actions_key: self.actions.clone(),
+            unnorm_key: self.unnorm_key.clone(),
+            gripper: if self.gripper_one_is_open { Gripper::OneIsOpen } else { Gripper::AsIs },
+            image_size: self.remote_image_size,
+        })
+    }
+}
+
+fn parse_key(text: &str) -> Result<(String, String), String> {
+    let (part, name) = text.split_once('=').ok_or("write it as PART=NAME")?;
+    Ok((part.to_owned(), name.to_owned()))
 }
 
 impl InferenceArgs {
     /// The same for the suites.
-    pub(super) fn inference(&self) -> Inference {
-        Inference { device: self.device.clone(), threads: self.torch_threads }
+    ///
+    /// # Errors
+    /// [`BenchError`] for a token that cannot be read.
+    pub(super) fn inference(&self) -> Result<Inference, BenchError> {
+        Ok(Inference {
+            device: self.device.clone(),
+            threads: self.torch_threads,
+            remote: self.remote.options()?,
+        })
     }
 }
 

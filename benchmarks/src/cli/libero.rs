@@ -135,7 +135,7 @@ pub(super) fn run(args: &LiberoArgs) -> Result<ExitCode, BenchError> {
         trials,
         seed: args.run.seed,
         policy: args.run.policy.clone(),
-        inference: args.run.inference.inference(),
+        inference: args.run.inference.inference()?,
         n_action_steps: args.run.n_action_steps,
         force_images: false,
     };

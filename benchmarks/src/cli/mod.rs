@@ -7,7 +7,6 @@ mod common;
 mod compare;
 mod finish;
 mod libero;
-mod policy_server;
 mod pusht;
 mod replay;
 mod speed;
@@ -51,9 +50,6 @@ enum Command {
     /// Serve one environment to a parent process (internal).
     #[command(name = "__worker", hide = true)]
     Worker,
-    /// Serve a checkpoint to a program that steps its own environment (internal).
-    #[command(name = "__policy", hide = true)]
-    Policy(policy_server::PolicyServerArgs),
 }
 
 /// Parses the command line and runs it.
@@ -78,7 +74,6 @@ pub fn main() -> ExitCode {
         Command::Report(args) => compare::report(&args),
         Command::Speed(args) => speed::run(args),
         Command::Worker => worker::run(),
-        Command::Policy(args) => policy_server::run(&args),
     };
     result.unwrap_or_else(|error| {
         let hint = if matches!(error, BenchError::Env(_)) {

@@ -125,6 +125,6 @@ pub(super) fn run(args: &PushtArgs) -> Result<ExitCode, BenchError> {
     let mut suite = args.env.suite(&args.run.policy, args.episodes, args.run.seed, kind);
     suite.n_action_steps = args.run.n_action_steps;
     suite.swap_instructions = args.swap_instructions;
-    suite.inference = args.run.inference.inference();
+    suite.inference = args.run.inference.inference()?;
     finish::run_suite(suite.build()?, &args.run, kind)
 }

@@ -9,7 +9,7 @@ use simloop_envs::{ActionChunk, Env, EnvFactory, FrameRequest, ResetOptions};
 use simloop_policies::scripted::LiberoExpert;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
-use super::policy::{self, Checkpoint, Inference, Named};
+use super::policy::{self, Checkpoint, Foreign, Inference, Named};
 use super::{SuiteRun, episode};
 use crate::BenchError;
 use crate::ledger::{ProtocolLine, TaskEntry};
@@ -28,7 +28,7 @@ pub struct LiberoSuite {
     pub trials: Vec<u32>,
     /// The run's seed.
     pub seed: u64,
-    /// `scripted`, `random` or a checkpoint folder.
+    /// `scripted`, `random`, a checkpoint folder or an address.
     pub policy: String,
     /// How a checkpoint computes.
     pub inference: Inference,
@@ -67,16 +67,16 @@ impl LiberoSuite {
         let found = policy::find(&self.policy, &self.inference, self.n_action_steps)?;
         match &found {
             Named::Checkpoint(checkpoint) => {
-                let looks = checkpoint.policy.cameras();
+                let looks = &checkpoint.shape.cameras;
                 config.cameras.retain(|camera| self.force_images || looks.contains(camera));
                 let sizes =
-                    looks.iter().filter_map(|camera| checkpoint.policy.io().cameras.get(camera));
+                    looks.iter().filter_map(|camera| checkpoint.shape.io.cameras.get(camera));
                 if let Some(size) = sizes.min_by_key(|size| (size.height, size.width)) {
                     config.image_size = [size.height, size.width];
                 }
             }
             Named::Scripted | Named::Random if !self.force_images => config.cameras.clear(),
-            Named::Scripted | Named::Random => {}
+            Named::Scripted | Named::Random | Named::Foreign(_) => {}
         }
         let images = !config.cameras.is_empty();
         config.privileged = matches!(found, Named::Scripted);
@@ -94,10 +94,16 @@ impl LiberoSuite {
             }
             Named::Random => Box::new(RandomPolicy::new(spec.action.clone(), 1)),
             Named::Checkpoint(found) => {
-                let Checkpoint { policy, label: name, fingerprint } = *found;
-                policy::check_io(&policy, None, &spec)?;
+                let Checkpoint { policy, shape, label: name, fingerprint } = *found;
+                policy::check_io(&shape, None, &spec)?;
                 (label, traits) = (name, fingerprint);
-                min_ready = policy.config().inference_batch;
+                min_ready = shape.inference_batch;
+                policy
+            }
+            Named::Foreign(found) => {
+                let Foreign { mut policy, label: name, fingerprint } = *found;
+                (label, traits) = (name, fingerprint);
+                policy.present(&config.cameras, spec.action.len())?;
                 Box::new(policy)
             }
         };

@@ -1,17 +1,18 @@
-//! The policy of a suite: scripted, random, or a checkpoint folder.
+//! The policy of a suite: scripted, random, a checkpoint folder, or behind an address.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use simloop_envs::EnvSpec;
-use simloop_policies::checkpoint;
-use simloop_policies::device;
-use simloop_policies::vla::{PolicyIo, VlaPolicy};
+use simloop_policies::Policy;
+use simloop_policies::remote::{RemoteOptions, RemotePolicy, is_url};
+use simloop_policies::vla::PolicyIo;
+use simloop_policies::{checkpoint, device};
 
 use crate::BenchError;
 
-/// How a neural policy computes.
+/// How a policy computes that is no part of this program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inference {
     /// `cpu`, `cuda` or `cuda:N`.
@@ -19,11 +20,13 @@ pub struct Inference {
     /// Threads inside one operation. One gives the same numbers on every machine with the same processor features, so
     /// that is the default; more may split sums otherwise.
     pub threads: i32,
+    /// How to speak to a policy that another program serves.
+    pub remote: RemoteOptions,
 }
 
 impl Default for Inference {
     fn default() -> Self {
-        Self { device: "cpu".to_owned(), threads: 1 }
+        Self { device: "cpu".to_owned(), threads: 1, remote: RemoteOptions::default() }
     }
 }
 
@@ -33,14 +36,18 @@ pub enum Named {
     Scripted,
     /// Uniformly random actions.
     Random,
-    /// A checkpoint.
+    /// A checkpoint, in this process or behind a server of ours.
     Checkpoint(Box<Checkpoint>),
+    /// A policy behind a server of another project, which does not say what it wants to see.
+    Foreign(Box<Foreign>),
 }
 
-/// A checkpoint folder, loaded.
+/// A checkpoint.
 pub struct Checkpoint {
     /// What acts.
-    pub policy: VlaPolicy,
+    pub policy: Box<dyn Policy>,
+    /// What it was made for.
+    pub shape: Shape,
     /// `run/folder@` and the first digits of the hash, for reports.
     pub label: String,
     /// What decides its actions: goes into the manifest's fingerprint. Names begin with
@@ -48,10 +55,32 @@ pub struct Checkpoint {
     pub fingerprint: BTreeMap<String, String>,
 }
 
+/// What a policy was made for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// What goes in and out.
+    pub io: PolicyIo,
+    /// The cameras it looks through.
+    pub cameras: Vec<String>,
+    /// Rows of its batches.
+    pub inference_batch: usize,
+}
+
+/// A policy that says nothing of itself.
+pub struct Foreign {
+    /// What acts, once it has been told what is shown.
+    pub policy: RemotePolicy,
+    /// Its address.
+    pub label: String,
+    /// As a checkpoint's.
+    pub fingerprint: BTreeMap<String, String>,
+}
+
 /// Finds the policy called `name`; `n_action_steps` overrides a checkpoint's own number.
 ///
 /// # Errors
-/// [`BenchError::Usage`] where nothing of that name can act; [`BenchError::Policy`] for a damaged checkpoint.
+/// [`BenchError::Usage`] where nothing of that name can act; [`BenchError::Policy`] for a damaged checkpoint or a server that
+/// cannot be reached.
 pub fn find(
     name: &str,
     inference: &Inference,
@@ -62,6 +91,9 @@ pub fn find(
         "random" => return Ok(Named::Random),
         _ => {}
     }
+    if is_url(name) {
+        return remote(name, inference);
+    }
     let path = Path::new(name);
     if !path.is_dir() {
         return Err(no_such_policy(name, path));
@@ -69,7 +101,7 @@ pub fn find(
     if !checkpoint::is_policy(path) {
         return Err(no_checkpoint(path));
     }
-    let device = device_called(&inference.device)?;
+    let device = device::device_called(&inference.device)?;
     if inference.threads < 1 {
         return Err(BenchError::usage("use less than one torch thread"));
     }
@@ -79,40 +111,60 @@ pub fn find(
         policy.set_n_action_steps(n)?;
     }
     let hash = checkpoint::fingerprint(path)?;
-    let label = format!("{}@{}", folder_name(path), &hash[..12]);
-    let fingerprint = [
-        ("sha256", hash),
-        ("device", inference.device.clone()),
-        ("torch_threads", inference.threads.to_string()),
-        ("libtorch", device::TORCH_VERSION.to_owned()),
-    ]
-    .map(|(key, value)| (format!("{}{key}", crate::ledger::POLICY_KEYS), value));
-    Ok(Named::Checkpoint(Box::new(Checkpoint { policy, label, fingerprint: fingerprint.into() })))
-}
-
-/// The last two parts of a folder's real path: a checkpoint is often just called `best`.
-fn folder_name(path: &Path) -> String {
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let parts: Vec<_> = real.iter().map(|part| part.to_string_lossy()).collect();
-    parts[parts.len().saturating_sub(2)..].join("/").trim_start_matches('/').to_owned()
-}
-
-fn device_called(name: &str) -> Result<tch::Device, BenchError> {
-    let index = match name {
-        "cpu" => return Ok(tch::Device::Cpu),
-        "cuda" => Some(0),
-        other => other.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
+    let label = format!("{}@{}", checkpoint::short_name(path), &hash[..12]);
+    let shape = Shape {
+        io: policy.io().clone(),
+        cameras: policy.cameras().to_vec(),
+        inference_batch: policy.config().inference_batch,
     };
-    let index = index.ok_or_else(|| {
-        BenchError::usage(format!("use the device `{name}`: write cpu, cuda or cuda:1"))
-    })?;
-    let found = device::devices().cuda_devices;
-    if (index as i64) < found {
-        return Ok(tch::Device::Cuda(index));
-    }
-    Err(BenchError::usage(format!(
-        "use the device `{name}`: libtorch sees {found} CUDA devices here; `bench doctor` says why"
-    )))
+    let fingerprint =
+        fingerprint(&hash, &inference.device, inference.threads, device::TORCH_VERSION);
+    let policy = Box::new(policy);
+    Ok(Named::Checkpoint(Box::new(Checkpoint { policy, shape, label, fingerprint })))
+}
+
+/// What decides a checkpoint's actions, wherever it computes.
+fn fingerprint(
+    sha256: &str,
+    device: &str,
+    threads: i32,
+    libtorch: &str,
+) -> BTreeMap<String, String> {
+    [
+        ("sha256", sha256.to_owned()),
+        ("device", device.to_owned()),
+        ("torch_threads", threads.to_string()),
+        ("libtorch", libtorch.to_owned()),
+    ]
+    .map(|(key, value)| (format!("{}{key}", crate::ledger::POLICY_KEYS), value))
+    .into()
+}
+
+/// A policy behind an address.
+fn remote(url: &str, inference: &Inference) -> Result<Named, BenchError> {
+    let policy = RemotePolicy::connect(url, inference.remote.clone())?;
+    let Some(theirs) = policy.description().cloned() else {
+        let keys = [
+            ("url", url.to_owned()),
+            ("remote", format!("{:?}", inference.remote.without_token())),
+        ];
+        let fingerprint =
+            keys.map(|(key, value)| (format!("{}{key}", crate::ledger::POLICY_KEYS), value)).into();
+        return Ok(Named::Foreign(Box::new(Foreign {
+            policy,
+            label: url.to_owned(),
+            fingerprint,
+        })));
+    };
+    let fingerprint =
+        fingerprint(&theirs.sha256, &theirs.device, theirs.torch_threads, &theirs.libtorch);
+    let shape = Shape {
+        io: theirs.io,
+        cameras: theirs.cameras,
+        inference_batch: theirs.inference_batch.clamp(1, 1024),
+    };
+    let (policy, label) = (Box::new(policy), theirs.label);
+    Ok(Named::Checkpoint(Box::new(Checkpoint { policy, shape, label, fingerprint })))
 }
 
 /// Files that hold Python objects: reading one runs code of whoever wrote it.
@@ -123,10 +175,7 @@ fn is_pickle(path: &Path) -> bool {
 }
 
 fn no_such_policy(name: &str, path: &Path) -> BenchError {
-    let remote = ["ws://", "wss://", "http://", "https://"].iter().any(|s| name.starts_with(s));
-    let why = if remote {
-        "policies over the network are not there yet; give `scripted`, `random` or a checkpoint folder"
-    } else if is_pickle(path) {
+    let why = if is_pickle(path) {
         "files of that kind can run code when they are read, so they never are; give a folder with model.safetensors"
     } else if path.exists() {
         "it is a file; a policy is a folder with config.json, model.safetensors and normalizer.json"
@@ -161,11 +210,11 @@ fn no_checkpoint(path: &Path) -> BenchError {
 /// # Errors
 /// [`BenchError::Usage`] naming both sides.
 pub fn check_io(
-    policy: &VlaPolicy,
+    policy: &Shape,
     renamed: Option<&(String, String)>,
     spec: &EnvSpec,
 ) -> Result<(), BenchError> {
-    let io: &PolicyIo = policy.io();
+    let io = &policy.io;
     let refuse = |what: &str, policy: String, env: String| {
         Err(BenchError::usage(format!(
             "run this policy in {}: its {what} is {policy}, the environment's {env}",
@@ -180,7 +229,7 @@ pub fn check_io(
     if io.action.len() != spec.action.len() {
         return refuse("action", numbers(&io.action), numbers(&spec.action.names));
     }
-    for camera in policy.cameras() {
+    for camera in &policy.cameras {
         let theirs = io.cameras.get(camera);
         let here =
             renamed.filter(|(_, policys)| policys == camera).map_or(camera, |(ours, _)| ours);

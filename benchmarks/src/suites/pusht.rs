@@ -8,10 +8,9 @@ use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtGoals, PushtObs};
 use simloop_envs::wrappers::TimeLimit;
 use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, ResetOptions};
 use simloop_policies::scripted::PushtExpert;
-use simloop_policies::vla::VlaPolicy;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 
-use super::policy::{self, Checkpoint, Inference, Named};
+use super::policy::{self, Checkpoint, Foreign, Inference, Named, Shape};
 use super::presented::Presented;
 use super::{SuiteRun, episode, fingerprint};
 use crate::BenchError;
@@ -32,7 +31,7 @@ pub struct PushtSuite {
     pub episodes: u32,
     /// The run's seed.
     pub seed: u64,
-    /// `scripted`, `random` or a checkpoint folder.
+    /// `scripted`, `random`, a checkpoint folder or an address.
     pub policy: String,
     /// Execute at most so many actions of each chunk.
     pub n_action_steps: Option<usize>,
@@ -57,7 +56,7 @@ impl PushtSuite {
     pub fn build(mut self) -> Result<SuiteRun, BenchError> {
         let found = policy::find(&self.policy, &self.inference, self.n_action_steps)?;
         if let Named::Checkpoint(checkpoint) = &found {
-            let fitting = observation_of(&checkpoint.policy);
+            let fitting = observation_of(&checkpoint.shape);
             if self.fit_image_size
                 && let Ok((_, Some(side))) = fitting
             {
@@ -77,14 +76,22 @@ impl PushtSuite {
             }
             Named::Random => Box::new(RandomPolicy::new(space, 1)),
             Named::Checkpoint(found) => {
-                let Checkpoint { policy, label: name, fingerprint } = *found;
+                let Checkpoint { policy, shape, label: name, fingerprint } = *found;
                 (label, traits) = (name, fingerprint);
-                min_ready = policy.config().inference_batch;
+                min_ready = shape.inference_batch;
                 let env = PushtEnv::new(self.env.clone())?;
                 let ours: Vec<_> = env.spec().observation.images.keys().cloned().collect();
-                let named = camera_of(&policy, &ours);
-                policy::check_io(&policy, named.as_ref(), env.spec())?;
+                let named = camera_of(&shape, &ours);
+                policy::check_io(&shape, named.as_ref(), env.spec())?;
                 adapted(policy, named)
+            }
+            Named::Foreign(found) => {
+                let Foreign { mut policy, label: name, fingerprint } = *found;
+                (label, traits) = (name, fingerprint);
+                let env = PushtEnv::new(self.env.clone())?;
+                let cameras: Vec<_> = env.spec().observation.images.keys().cloned().collect();
+                policy.present(&cameras, space.len())?;
+                Box::new(policy)
             }
         };
         let policy = if self.swap_instructions {
@@ -172,8 +179,8 @@ impl PushtSuite {
 ///
 /// # Errors
 /// [`BenchError::Usage`] where PushT has none.
-pub fn observation_of(policy: &VlaPolicy) -> Result<(PushtObs, Option<u32>), BenchError> {
-    let (io, cameras) = (policy.io(), policy.cameras());
+pub fn observation_of(policy: &Shape) -> Result<(PushtObs, Option<u32>), BenchError> {
+    let (io, cameras) = (&policy.io, &policy.cameras);
     let obs = match (cameras.len(), io.proprio.len()) {
         (0, 5) => PushtObs::State,
         (0, 18) => PushtObs::EnvironmentStateAgentPos,
@@ -194,18 +201,18 @@ pub fn observation_of(policy: &VlaPolicy) -> Result<(PushtObs, Option<u32>), Ben
 
 /// A camera that the environment and the policy call by different names: `(the environment's, the policy's)`. With one
 /// camera on both sides there is no doubt which is meant.
-pub fn camera_of(policy: &VlaPolicy, ours: &[String]) -> Option<(String, String)> {
-    match (ours, policy.cameras()) {
+pub fn camera_of(policy: &Shape, ours: &[String]) -> Option<(String, String)> {
+    match (ours, &policy.cameras[..]) {
         ([ours], [theirs]) if ours != theirs => Some((ours.clone(), theirs.clone())),
         _ => None,
     }
 }
 
 /// A checkpoint behind the environment's name for its camera.
-pub fn adapted(policy: VlaPolicy, camera: Option<(String, String)>) -> Box<dyn Policy> {
+pub fn adapted(policy: Box<dyn Policy>, camera: Option<(String, String)>) -> Box<dyn Policy> {
     match camera {
-        Some((ours, theirs)) => Box::new(Presented::renamed(Box::new(policy), ours, theirs)),
-        None => Box::new(policy),
+        Some((ours, theirs)) => Box::new(Presented::renamed(policy, ours, theirs)),
+        None => policy,
     }
 }
 

@@ -9,6 +9,8 @@ mod convert;
 pub mod data;
 pub mod parity;
 mod rl;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod train;
 
 use std::io::IsTerminal as _;
