@@ -56,37 +56,47 @@ fn run_json(dir: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(dir.join("run.json")).unwrap()).unwrap()
 }
 
+/// Schemes, and further arguments of each run.
+type Runs = [(&'static str, &'static [&'static str]); 2];
+
 #[test]
 fn a_served_policy_gives_the_ledger_of_the_policy_in_this_process() {
     let dir = tempfile::tempdir().unwrap();
-    for policy in [state_policy(dir.path(), "state", 3), image_policy(dir.path(), 4)] {
-        let name = policy.file_name().unwrap().to_owned();
-        let at = |run: &str| dir.path().join("runs").join(&name).join(run);
-        let expected = digest(&bench(policy.to_str().unwrap(), &at("here"), &[]));
-        let server = serve(&policy, anywhere(), None);
-        let (ws, http) =
-            (format!("ws://{}", server.address()), format!("http://{}", server.address()));
-        for (run, url, args) in [
-            ("ws", &ws, &[][..]),
-            ("ws1", &ws, &["--workers", "1", "--shuffle", "5"]),
-            ("http", &http, &[]),
-            ("http3", &http, &["--workers", "3", "--worker-kind", "processes"]),
-        ] {
-            assert_eq!(expected, digest(&bench(url, &at(run), args)), "{run}");
+    let cases: [(_, Runs); 2] = [
+        (
+            state_policy(dir.path(), "state", 3),
+            [
+                ("ws", &["--workers", "1", "--shuffle", "5"]),
+                ("http", &["--workers", "3", "--worker-kind", "processes"]),
+            ],
+        ),
+        (image_policy(dir.path(), 4), [("ws", &[]), ("http", &[])]),
+    ];
+    for (policy, runs) in &cases {
+        let at = |run: &str| policy.join("runs").join(run);
+        let folder = policy.to_str().unwrap();
+        let expected = digest(&bench(folder, &at("here"), &[]));
+        let server = serve(policy, anywhere(), None);
+        for (scheme, args) in runs {
+            let url = format!("{scheme}://{}", server.address());
+            assert_eq!(expected, digest(&bench(&url, &at(scheme), args)), "{url}");
         }
         let (here, there) = (run_json(&at("here")), run_json(&at("ws")));
         for key in ["policy", "fingerprint", "protocol_lines"] {
             assert_eq!(here[key], there[key], "{key}");
         }
-        // So a run that began here goes on there.
-        let resumed = bench(&ws, &at("here"), &["--resume"]);
-        assert_eq!(expected, digest(&resumed));
-        let fewer = digest(&bench(&ws, &at("fewer"), &["--n-action-steps", "2"]));
-        let here =
-            digest(&bench(policy.to_str().unwrap(), &at("fewer here"), &["--n-action-steps", "2"]));
-        assert_eq!(fewer, here);
         server.stop();
     }
+    // So a run that began here goes on there; and either cuts chunks short alike.
+    let policy = &cases[0].0;
+    let at = |run: &str| policy.join("runs").join(run);
+    let server = serve(policy, anywhere(), None);
+    let url = format!("ws://{}", server.address());
+    digest(&bench(&url, &at("here"), &["--resume"]));
+    let cut = ["--n-action-steps", "2"];
+    let fewer = digest(&bench(policy.to_str().unwrap(), &at("fewer here"), &cut));
+    assert_eq!(fewer, digest(&bench(&url, &at("fewer"), &cut)));
+    server.stop();
 }
 
 #[test]
