@@ -21,10 +21,10 @@ pub enum StateConfig {
         /// Width of the hidden layer and of the token.
         width: i64,
     },
-    /// For keypoints in the plane followed by the agent, with a goal: one token for the whole window; see
+    /// For keypoints in the plane followed by the agent, with one goal or several: one token for the whole window; see
     /// [`KeypointEncoder`].
     Keypoints {
-        /// Where each keypoint should be, `[x0, y0, x1, …]`, in normalised units.
+        /// Where each keypoint should be, `[x0, y0, x1, …]`, in normalised units; of several goals one after the other.
         goal: Vec<f64>,
     },
 }
@@ -88,14 +88,16 @@ impl Encoder for StateEncoder {
     }
 }
 
-/// Hand-made features of keypoints `[K, 2]` and an agent `[2]` in one normalised frame, with a fixed goal.
+/// Hand-made features of keypoints `[K, 2]` and an agent `[2]` in one normalised frame, with fixed goals.
 ///
-/// The window as it is; each keypoint relative to the agent (× 3); how far each keypoint is from its goal, through tanh at
-/// two scales (× 4, × 16), so that the last pixels before success are as visible as the first hundred; and what changed
-/// since the step before (× 12). Learns nothing; the numbers were chosen by measurement on PushT.
+/// The window as it is; each keypoint relative to the agent (× 3); for every goal how far each keypoint is from its place
+/// there, through tanh at two scales (× 16, × 4), so that the last pixels before success are as visible as the first
+/// hundred; and what changed since the step before (× 12). Which goal counts is not known here: the instruction says so.
+/// Learns nothing; the numbers were chosen by measurement on PushT.
 #[derive(Debug)]
 pub struct KeypointEncoder {
-    goal: Tensor,
+    /// `[G, 2 K]`.
+    goals: Tensor,
     keypoints: i64,
     steps: i64,
 }
@@ -108,27 +110,31 @@ const GOAL_GAINS: [f64; 2] = [16.0, 4.0];
 const CHANGE_GAIN: f64 = 12.0;
 
 impl KeypointEncoder {
-    /// `goal` holds `P - 2` numbers.
+    /// `goal` holds `P - 2` numbers for each goal.
     fn new(
         scope: &Scope,
         goal: &[f64],
         proprio: i64,
         n_obs_steps: i64,
     ) -> Result<Self, PolicyError> {
-        if goal.len() as i64 != proprio - 2 || !goal.len().is_multiple_of(2) {
+        let each = usize::try_from(proprio - 2).unwrap_or(0);
+        if each < 2
+            || !each.is_multiple_of(2)
+            || goal.is_empty()
+            || !goal.len().is_multiple_of(each)
+        {
             return Err(PolicyError::Config {
                 detail: format!(
-                    "encode keypoints: the goal has {} numbers, a proprio of {proprio} needs {} (keypoints, then the \
-                     agent's two)",
+                    "encode keypoints: the goal has {} numbers, a proprio of {proprio} needs {each} (keypoints, then the \
+                     agent's two) for each goal",
                     goal.len(),
-                    proprio - 2
                 ),
             });
         }
-        let goal: Vec<f32> = goal.iter().map(|&v| v as f32).collect();
+        let goals: Vec<f32> = goal.iter().map(|&v| v as f32).collect();
         Ok(Self {
-            keypoints: goal.len() as i64 / 2,
-            goal: Tensor::from_slice(&goal).to_device(scope.device()),
+            keypoints: each as i64 / 2,
+            goals: Tensor::from_slice(&goals).view([-1, each as i64]).to_device(scope.device()),
             steps: n_obs_steps,
         })
     }
@@ -142,7 +148,8 @@ impl Encoder for KeypointEncoder {
     fn width(&self) -> i64 {
         let p = 2 * self.keypoints + 2;
         let changes = if self.steps > 1 { p } else { 0 };
-        p * self.steps + 3 * 2 * self.keypoints + changes
+        let goals = self.goals.size()[0];
+        p * self.steps + (1 + 2 * goals) * 2 * self.keypoints + changes
     }
 
     fn encode(&self, inputs: &Inputs<'_>) -> Result<Tensor, PolicyError> {
@@ -151,9 +158,9 @@ impl Encoder for KeypointEncoder {
         let k = 2 * self.keypoints;
         let (points, agent) = (now.narrow(1, 0, k), now.narrow(1, k, 2));
         let relative = (points.view([-1, self.keypoints, 2]) - agent.unsqueeze(1)) * RELATIVE_GAIN;
-        let error = &points - &self.goal;
+        let error = points.unsqueeze(1) - &self.goals;
         let mut parts = vec![window.flatten(1, 2), relative.flatten(1, 2)];
-        parts.extend(GOAL_GAINS.map(|gain| (&error * gain).tanh()));
+        parts.extend(GOAL_GAINS.map(|gain| (&error * gain).tanh().flatten(1, 2)));
         if self.steps > 1 {
             parts.push((&now - window.select(1, -2)) * CHANGE_GAIN);
         }
@@ -189,6 +196,7 @@ mod tests {
                 StateConfig::Identity,
                 StateConfig::Mlp { width: 7 },
                 StateConfig::Keypoints { goal: goal.clone() },
+                StateConfig::Keypoints { goal: goal.repeat(3) },
             ] {
                 let (n, w, tokens) = encode(&config, &window);
                 assert_eq!(tokens.size(), [5, n, w], "{config:?}");
@@ -207,10 +215,31 @@ mod tests {
     }
 
     #[test]
+    fn each_of_two_goals_shows_the_distance_that_it_shows_alone() {
+        let window = NoiseStream::new(0).normal(&[5, 2, 6], Device::Cpu);
+        let (a, b) = (vec![0.1, 0.2, -0.3, 0.4], vec![-0.5, 0.0, 0.2, 0.1]);
+        let of =
+            |goal: Vec<f64>| encode(&StateConfig::Keypoints { goal }, &window).2.squeeze_dim(1);
+        let (both, a, b) = (of([a.clone(), b.clone()].concat()), of(a), of(b));
+        // Window 12, relative 4, then per scale one goal after the other, 4 numbers each, then 6 changes.
+        let expected = [
+            a.narrow(1, 0, 20),
+            b.narrow(1, 16, 4),
+            a.narrow(1, 20, 4),
+            b.narrow(1, 20, 4),
+            a.narrow(1, 24, 6),
+        ];
+        assert!(both.equal(&Tensor::cat(&expected, 1)));
+        assert!(!a.narrow(1, 16, 4).equal(&b.narrow(1, 16, 4)));
+    }
+
+    #[test]
     fn a_goal_of_another_length_is_named() {
         let params = Params::new(Device::Cpu, 0);
-        let config = StateConfig::Keypoints { goal: vec![0.0; 3] };
-        let error = config.build(&params.root(), 6, 1).err().unwrap().to_string();
-        assert!(error.contains("the goal has 3 numbers"), "{error}");
+        for (n, proprio) in [(3, 6), (6, 6), (0, 6), (4, 5), (2, 2), (2, 1)] {
+            let config = StateConfig::Keypoints { goal: vec![0.0; n] };
+            let error = config.build(&params.root(), proprio, 1).err().unwrap().to_string();
+            assert!(error.contains(&format!("the goal has {n} numbers")), "{error}");
+        }
     }
 }
