@@ -6,6 +6,7 @@ use super::Encoder;
 use super::cameras::{Camera, CameraEncoder};
 use super::cnn::{Cnn, CnnConfig};
 use super::resnet::{ResNet18, ResNetConfig};
+use super::siglip::{Siglip, SiglipEncoderConfig};
 use super::vit::{Vit, VitConfig};
 use crate::PolicyError;
 use crate::nn::Scope;
@@ -23,6 +24,8 @@ pub enum VisionConfig {
     Resnet18(ResNetConfig),
     /// [`Vit`].
     Vit(VitConfig),
+    /// [`Siglip`].
+    Siglip(SiglipEncoderConfig),
 }
 
 impl VisionConfig {
@@ -51,6 +54,11 @@ impl VisionConfig {
             Self::Vit(c) => {
                 CameraEncoder::new(scope, cameras, n_obs_steps, c.share_weights, |s, i| {
                     Vit::new(s, c, i.height, i.width)
+                })
+            }
+            Self::Siglip(c) => {
+                CameraEncoder::new(scope, cameras, n_obs_steps, c.share_weights, |s, _| {
+                    Siglip::new(s, c)
                 })
             }
         };

@@ -6,6 +6,7 @@
 //! | [`cnn`] | a small convolutional network |
 //! | [`resnet`] | ResNet-18 with group normalisation |
 //! | [`vit`] | a vision transformer |
+//! | [`siglip`] | SigLIP's tower, from scratch or published |
 //! | [`pool`] | feature maps to tokens |
 
 pub mod cameras;
@@ -13,6 +14,7 @@ pub mod cnn;
 pub mod config;
 pub mod pool;
 pub mod resnet;
+pub mod siglip;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -14,6 +14,9 @@ use crate::nn::attention::{PackedAttention, ProjectedAttention};
 use crate::nn::{Activation, Conv2d, Init, LayerNorm, Linear, Params, Scope, checkpoint};
 use crate::{PolicyError, hf};
 
+/// A name that every tower has once.
+pub(crate) const PATCHES: &str = "embeddings.patch_embedding.weight";
+
 /// The fields of `config.json` that the tower depends on; those absent take the defaults of `SiglipVisionConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -253,7 +256,7 @@ impl SiglipVision {
         weights: &BTreeMap<String, Tensor>,
         device: Device,
     ) -> Result<Self, PolicyError> {
-        let (_, mut weights) = hf::below_marker(weights, "embeddings.patch_embedding.weight")?;
+        let (_, mut weights) = hf::below_marker(weights, PATCHES)?;
         // A buffer in old checkpoints; the numbers 0, 1, ….
         weights.remove("embeddings.position_ids");
         weights.retain(|name, _| {
@@ -292,11 +295,17 @@ impl SiglipVision {
                 ),
             });
         }
+        let (last_hidden_state, pooler_output) = self.apply(pixels);
+        Ok(SiglipOutput { last_hidden_state, pooler_output })
+    }
+
+    /// The same for images whose size was checked.
+    pub(crate) fn apply(&self, pixels: &Tensor) -> (Tensor, Option<Tensor>) {
         let x = self.patches.forward(pixels).flatten(2, 3).transpose(1, 2) + &self.positions;
         let x = checkpoint::run(&self.params, &self.layers, x, Layer::forward);
         let last_hidden_state = self.norm.forward(&x.to_kind(Kind::Float));
         let pooler_output = self.head.as_ref().map(|head| head.forward(&last_hidden_state));
-        Ok(SiglipOutput { last_hidden_state, pooler_output })
+        (last_hidden_state, pooler_output)
     }
 }
 
