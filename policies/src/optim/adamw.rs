@@ -113,7 +113,7 @@ impl AdamWConfig {
 }
 
 /// Whether `pattern`, in which `*` stands for any run of characters, is the whole of `name`.
-fn matches(pattern: &str, name: &str) -> bool {
+pub fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {

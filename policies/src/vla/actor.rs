@@ -15,6 +15,12 @@ impl VlaPolicy {
     /// # Errors
     /// [`PolicyError::Config`] naming the heads that do.
     pub fn stochastic_head(&self) -> Result<&dyn StochasticHead, PolicyError> {
+        if self.frames.is_some() {
+            return Err(PolicyError::Config {
+                detail: "explore in goals' frames: densities do not know `policy.frames`"
+                    .to_owned(),
+            });
+        }
         self.head.stochastic().ok_or_else(|| PolicyError::Config {
             detail: "explore with this head: its chunks have no density; use `gaussian` or `flow`"
                 .to_owned(),

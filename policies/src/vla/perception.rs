@@ -48,10 +48,14 @@ impl Perception {
         let encoders: Vec<Box<dyn Encoder>> = [
             config.state.build(&scope.sub("state"), io.proprio.len() as i64, t_o)?,
             config.vision.build(&scope.sub("vision"), &cameras, t_o)?,
-            config
-                .text
-                .build(&scope.sub("text"), tokenizer)?
-                .map(|encoder| Box::new(encoder) as Box<dyn Encoder>),
+            match config.frames {
+                // Read already: the instruction chose the goal.
+                Some(_) => None,
+                None => config
+                    .text
+                    .build(&scope.sub("text"), tokenizer)?
+                    .map(|encoder| Box::new(encoder) as Box<dyn Encoder>),
+            },
         ]
         .into_iter()
         .flatten()

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use ndarray::{Array2, Array3};
-use simloop_envs::Info;
+use simloop_envs::{ImageSpace, Info};
 use tch::Kind;
 
 use super::*;
 use crate::chunk::Receding;
 use crate::encoders::cnn::CnnConfig;
+use crate::encoders::{StateConfig, VisionConfig};
+use crate::heads::HeadConfig;
 use crate::heads::diffusion::DiffusionConfig;
 use crate::heads::flow::FlowConfig;
 use crate::nn::Scope;
-use crate::{StochasticActor as _, checkpoint, fusion::Context};
+use crate::normalize::{NormMode, Stats};
+use crate::{ActRequest, Policy as _, StochasticActor as _, checkpoint, fusion::Context};
 
 fn io(cameras: bool) -> PolicyIo {
     let size = ImageSpace { height: 40, width: 40 };
