@@ -1,9 +1,9 @@
 //! What is done to a sample before a policy sees it, each time with other numbers.
 //!
-//! All draws come from the sample's own seed; the frames of one camera in one window share them. Colours follow
-//! torchvision's `ColorJitter` arithmetic in the order brightness, contrast, saturation, hue (OpenVLA's order).
+//! All draws come from the sample's own seed; the frames of one camera in one window share them. Frames keep their size:
+//! cutting them is the policy's business, which cuts when acting too (`policy.crop`). Colours follow torchvision's `ColorJitter` arithmetic in the order brightness, contrast, saturation, hue (OpenVLA's order).
 
-use ndarray::{Array5, Axis};
+use ndarray::Axis;
 use rand::Rng;
 use rand_distr::{Distribution as _, StandardNormal};
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,6 @@ use super::{DataError, DemoBatch, pusht_mirror};
 pub struct Augment {
     /// Frames are moved by up to this many pixels along each axis, edges repeated (DrQ, Kostrikov et al. 2020).
     pub shift_px: u32,
-    /// Frames are cut to this height and width at a random place. At evaluation the policy cuts out the centre.
-    pub crop: Option<[u32; 2]>,
     /// Colours times a factor from `[1 - x, 1 + x]`.
     pub brightness: f32,
     /// Distance from the frame's mean grey times a factor from `[1 - x, 1 + x]`.
@@ -66,8 +64,8 @@ impl Augment {
     /// Augments a batch; `nodes` gives one seed per sample.
     ///
     /// # Errors
-    /// [`DataError::Unsupported`] where a setting does not fit the batch: a crop larger than the frames, another number of
-    /// `proprio_noise` than of the proprio, a mirror for something that is not PushT.
+    /// [`DataError::Unsupported`] where a setting does not fit the batch: another number of `proprio_noise` than of the
+    /// proprio, a mirror for something that is not PushT.
     pub fn apply(
         &self,
         mut batch: DemoBatch,
@@ -84,27 +82,18 @@ impl Augment {
                 self.proprio_noise.len()
             )));
         }
-        let mut cut = self.crops(&batch)?;
         for (i, node) in nodes.into_iter().enumerate() {
             let mut rng = node.rng();
             if self.pusht_mirror > 0.0 && rng.random_bool(self.pusht_mirror) {
                 pusht_mirror::mirror_sample(&mut batch, i)?;
             }
-            for (camera, images) in &mut batch.images {
-                let draw = Draw::new(self, images.dim(), &mut rng);
-                let mut window = images.index_axis_mut(Axis(0), i);
-                for (k, mut frame) in window.outer_iter_mut().enumerate() {
+            for images in batch.images.values_mut() {
+                let draw = Draw::new(self, &mut rng);
+                for mut frame in images.index_axis_mut(Axis(0), i).outer_iter_mut() {
                     let (h, w, _) = frame.dim();
                     let Some(pixels) = frame.as_slice_mut() else { continue };
                     draw.shift(pixels, h, w);
                     draw.colours(pixels);
-                    if let Some(out) = cut.get_mut(camera) {
-                        let mut out = out.index_axis_mut(Axis(0), i);
-                        let (top, left) = draw.corner;
-                        let (ch, cw) = (out.dim().1, out.dim().2);
-                        let part = frame.slice(ndarray::s![top..top + ch, left..left + cw, ..]);
-                        out.index_axis_mut(Axis(0), k).assign(&part);
-                    }
                 }
             }
             if !self.proprio_noise.is_empty() {
@@ -116,28 +105,7 @@ impl Augment {
                 }
             }
         }
-        batch.images.extend(cut);
         Ok(batch)
-    }
-
-    /// Where the cut frames go, by camera; empty without a crop.
-    fn crops(
-        &self,
-        batch: &DemoBatch,
-    ) -> Result<std::collections::BTreeMap<String, Array5<u8>>, DataError> {
-        let Some([ch, cw]) = self.crop.map(|c| c.map(|v| v as usize)) else {
-            return Ok(std::collections::BTreeMap::new());
-        };
-        let cut = |(camera, images): (&String, &Array5<u8>)| {
-            let (b, t, h, w, c) = images.dim();
-            if ch == 0 || cw == 0 || ch > h || cw > w {
-                return Err(DataError::unsupported(format!(
-                    "augment: a crop of {ch}x{cw} does not fit camera `{camera}` of {h}x{w}"
-                )));
-            }
-            Ok((camera.clone(), Array5::zeros((b, t, ch, cw, c))))
-        };
-        batch.images.iter().map(cut).collect()
     }
 }
 
@@ -145,8 +113,6 @@ impl Augment {
 struct Draw {
     /// Down and to the right, px.
     shift: (i32, i32),
-    /// Upper left corner of the crop.
-    corner: (usize, usize),
     brightness: f32,
     contrast: f32,
     saturation: f32,
@@ -154,13 +120,8 @@ struct Draw {
 }
 
 impl Draw {
-    fn new(
-        settings: &Augment,
-        (_, _, h, w, _): (usize, usize, usize, usize, usize),
-        rng: &mut impl Rng,
-    ) -> Self {
+    fn new(settings: &Augment, rng: &mut impl Rng) -> Self {
         let s = settings.shift_px.min(4096) as i32;
-        let [ch, cw] = settings.crop.map_or([h, w], |c| c.map(|v| v as usize));
         let mut factor =
             |x: f32| if x > 0.0 { 1.0 + x * (2.0 * rng.random::<f32>() - 1.0) } else { 1.0 };
         let (brightness, contrast, saturation) =
@@ -168,10 +129,6 @@ impl Draw {
         let hue = factor(settings.hue) - 1.0;
         Self {
             shift: (rng.random_range(-s..=s), rng.random_range(-s..=s)),
-            corner: (
-                rng.random_range(0..=h.saturating_sub(ch)),
-                rng.random_range(0..=w.saturating_sub(cw)),
-            ),
             brightness,
             contrast,
             saturation,
@@ -258,7 +215,7 @@ fn turn_hue(rgb: [f32; 3], share: f32) -> [f32; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{Array2, Array3};
+    use ndarray::{Array2, Array3, Array5};
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
@@ -291,7 +248,6 @@ mod tests {
     fn a_sample_is_augmented_alike_in_any_batch_and_otherwise_differently() {
         let all = Augment {
             shift_px: 2,
-            crop: Some([6, 6]),
             brightness: 0.2,
             contrast: 0.2,
             saturation: 0.2,
@@ -301,7 +257,7 @@ mod tests {
         };
         let three = all.apply(batch(3), nodes(3)).unwrap();
         let one = all.apply(batch(1), nodes(1)).unwrap();
-        assert_eq!(three.images["eye"].dim(), (3, 2, 6, 6, 3));
+        assert_eq!(three.images["eye"].dim(), (3, 2, 8, 10, 3));
         assert_eq!(
             three.images["eye"].index_axis(Axis(0), 0),
             one.images["eye"].index_axis(Axis(0), 0)
@@ -313,31 +269,32 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_a_window_are_cut_at_one_place_of_the_frame() {
-        let cut = Augment { crop: Some([3, 4]), ..Augment::default() };
-        let out = cut.apply(batch(20), nodes(20)).unwrap();
-        let whole = batch(20);
-        let mut corners = std::collections::BTreeSet::new();
-        for i in 0..20 {
-            let corner = (0..6).flat_map(|y| (0..7).map(move |x| (y, x))).find(|&(y, x)| {
-                (0..2).all(|t| {
-                    let part = ndarray::s![i, t, y..y + 3, x..x + 4, ..];
-                    whole.images["eye"].slice(part)
-                        == out.images["eye"].slice(ndarray::s![i, t, .., .., ..])
-                })
-            });
-            corners.insert(corner.expect("the crop is a part of the frame"));
-        }
-        assert!(corners.len() > 8, "{corners:?}");
+    fn frames_of_a_window_are_moved_alike_and_windows_are_not() {
+        let shifting = Augment { shift_px: 2, ..Augment::default() };
+        let (whole, moved) = (batch(20), shifting.apply(batch(20), nodes(20)).unwrap());
+        let (whole, moved) = (&whole.images["eye"], &moved.images["eye"]);
+        let fits = |i: usize, (dy, dx): (usize, usize)| {
+            // Moved by (dy - 2, dx - 2): what lies 2 px or more from the edges is still there.
+            (0..2).all(|t| {
+                let from = whole.slice(ndarray::s![i, t, 2..6, 2..8, ..]);
+                let to = moved.slice(ndarray::s![i, t, dy..dy + 4, dx..dx + 6, ..]);
+                from == to
+            })
+        };
+        let shifts: std::collections::BTreeSet<_> = (0..20)
+            .map(|i| {
+                let mut all = (0..5).flat_map(|y| (0..5).map(move |x| (y, x)));
+                all.find(|&shift| fits(i, shift)).expect("the window is moved as a whole")
+            })
+            .collect();
+        assert!(shifts.len() > 8, "{shifts:?}");
     }
 
     #[test]
     fn a_shift_repeats_the_edges() {
         let mut pixels: Vec<u8> = (0..9).flat_map(|v| [v; 3]).collect();
-        let draw = Draw {
-            shift: (1, -1),
-            ..Draw::new(&Augment::default(), (1, 1, 3, 3, 3), &mut SeedTree::new(0).rng())
-        };
+        let draw =
+            Draw { shift: (1, -1), ..Draw::new(&Augment::default(), &mut SeedTree::new(0).rng()) };
         draw.shift(&mut pixels, 3, 3);
         let got: Vec<u8> = pixels.iter().step_by(3).copied().collect();
         assert_eq!(got, [1, 2, 2, 1, 2, 2, 4, 5, 5]);
@@ -346,7 +303,7 @@ mod tests {
     /// torchvision `functional.adjust_brightness` and `adjust_saturation` on one pixel, worked by hand.
     #[test]
     fn colours_follow_torchvision() {
-        let plain = || Draw::new(&Augment::default(), (1, 1, 1, 1, 3), &mut SeedTree::new(0).rng());
+        let plain = || Draw::new(&Augment::default(), &mut SeedTree::new(0).rng());
         let mut pixel = [200, 100, 50];
         Draw { brightness: 1.2, ..plain() }.colours(&mut pixel);
         assert_eq!(pixel, [240, 120, 60]);
@@ -370,7 +327,6 @@ mod tests {
     #[test]
     fn settings_that_do_not_fit_are_named() {
         let refused = |a: Augment| a.apply(batch(1), nodes(1)).unwrap_err().to_string();
-        assert!(refused(Augment { crop: Some([9, 9]), ..Augment::default() }).contains("9x9"));
         assert!(refused(Augment { hue: 0.7, ..Augment::default() }).contains("`hue`"));
         assert!(
             refused(Augment { proprio_noise: vec![1.0], ..Augment::default() })

@@ -118,6 +118,7 @@ pub fn write_record(out: &mut impl Write, payload: &[u8]) -> std::io::Result<()>
     out.write_all(&masked_crc(payload).to_le_bytes())
 }
 
+/// Rotated and shifted, so that the checksum of data with checksums in it is harmless.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }

@@ -1,7 +1,7 @@
 //! TensorBoard event files, written without TensorFlow.
 //!
-//! Framing (TFRecord, `tensorflow/core/lib/io/record_writer.h`): length u64, masked CRC-32C of the length, data, masked
-//! CRC-32C of the data, little-endian. Messages: `tensorflow/core/util/event.proto`, `framework/summary.proto`.
+//! A file is a TFRecord of events ([`crate::data::tfrecord`]). Messages: `tensorflow/core/util/event.proto`,
+//! `framework/summary.proto`.
 
 use std::fs::{File, create_dir_all};
 use std::io::{self, BufWriter, Write as _};
@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prost::Message as _;
 
 use super::plot;
+use crate::data::tfrecord::write_record;
 use crate::observer::{TrainEvent, TrainObserver};
 
 /// Example images per validation.
@@ -149,19 +150,6 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// A CRC-32C as TFRecord stores it: rotated and shifted, so that the CRC of data with CRCs in it is harmless.
-fn masked_crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-fn write_record(out: &mut impl io::Write, data: &[u8]) -> io::Result<()> {
-    let length = (data.len() as u64).to_le_bytes();
-    out.write_all(&length)?;
-    out.write_all(&masked_crc(&length).to_le_bytes())?;
-    out.write_all(data)?;
-    out.write_all(&masked_crc(data).to_le_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,17 +198,20 @@ mod tests {
     }
 
     #[test]
-    fn records_carry_tensorflows_checksums() {
-        let mut out = Vec::new();
-        write_record(&mut out, b"abc").unwrap();
-        // tf.io.TFRecordWriter writes these bytes for b"abc".
-        assert_eq!(&out[..8], &3u64.to_le_bytes());
-        assert_eq!(&out[12..15], b"abc");
-        assert_eq!(out.len(), 8 + 4 + 3 + 4);
-        // crc32c("123456789") is 0xe3069283 (RFC 3720); masked by hand.
-        let crc = 0xe306_9283_u32;
-        let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
-        assert_eq!(masked_crc(b"123456789"), masked);
+    fn an_event_file_is_a_tfrecord_of_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::new(dir.path());
+        board.on_event(&TrainEvent::Started { update: 0, total: 1, name: "x" }).unwrap();
+        let metrics = Metrics::from([("train/loss", 0.5)]);
+        board.on_event(&TrainEvent::Updated { update: 1, metrics: &metrics }).unwrap();
+        let file = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let records = crate::data::tfrecord::TfRecords::open(&file).unwrap();
+        let event = |i| Event::decode(records.read(i).unwrap().as_slice()).unwrap();
+        assert_eq!(records.len(), 2);
+        assert_eq!(event(0).what, Some(What::FileVersion("brain.Event:2".to_owned())));
+        let content = Some(Content::Scalar(0.5));
+        let value = vec![SummaryValue { tag: "train/loss".to_owned(), content }];
+        assert_eq!((event(1).step, event(1).what), (1, Some(What::Summary(Summary { value }))));
     }
 
     #[test]
