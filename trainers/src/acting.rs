@@ -6,6 +6,7 @@ use simloop_algos::Metrics;
 use simloop_envs::VecEnv;
 use simloop_envs::pusht::{PushtGoals, PushtObs};
 use simloop_policies::Policy;
+use simloop_policies::vla::PolicyIo;
 
 use crate::config::{EvalConfig, EvalEnv};
 use crate::place::{Place, PlaceConfig, PlaceTask};
@@ -101,6 +102,33 @@ impl Acting {
         let (request, noise) = task.trial(self.config.seed, set, trial);
         Episode { task: task.key.clone(), trial, request, noise }
     }
+}
+
+/// The observation type that shows a policy what it was trained on, and the side of its image; `cameras` are those that it
+/// looks through.
+///
+/// # Errors
+/// [`TrainerError::Config`] where PushT has none.
+pub fn pusht_observation_of(
+    io: &PolicyIo,
+    cameras: &[String],
+) -> Result<(PushtObs, Option<u32>), TrainerError> {
+    let obs = match (cameras.len(), io.proprio.len()) {
+        (0, 5) => PushtObs::State,
+        (0, 18) => PushtObs::EnvironmentStateAgentPos,
+        (1, 0) => PushtObs::Pixels,
+        (1, 2) => PushtObs::PixelsAgentPos,
+        (looks, numbers) => {
+            return Err(TrainerError::config(format!(
+                "show PushT to this policy: it was trained on {looks} cameras and {numbers} numbers ({}); PushT shows 5 \
+                 (state) or 18 (environment_state_agent_pos) without a camera, or none (pixels) or 2 (pixels_agent_pos) \
+                 with one",
+                io.proprio.join(", ")
+            )));
+        }
+    };
+    let side = cameras.first().and_then(|name| io.cameras.get(name)).map(|size| size.height);
+    Ok((obs, side))
 }
 
 /// Means over the episodes that ran to their end.

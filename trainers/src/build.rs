@@ -7,6 +7,7 @@ use simloop_algos::bc::{Bc, Metrics};
 use simloop_envs::SeedTree;
 use simloop_policies::checkpoint::{WEIGHTS_FILE, save_policy};
 use simloop_policies::encoders::VisionConfig;
+use simloop_policies::optim::matches;
 use simloop_policies::text::{TextConfig, Tokenizer};
 use simloop_policies::vla::{self, Normalizers, PolicyIo, VlaPolicy};
 use simloop_policies::{ImitationModel as _, safetensors_io};
@@ -100,13 +101,23 @@ pub fn build(config: &RunConfig) -> Result<Parts, TrainerError> {
         seed,
     )?;
 
+    if let Some(folder) = &config.vision_from {
+        policy.begin_vision(folder)?;
+    }
     if let Some(path) = &config.init_from {
         let file = if path.is_dir() { path.join(WEIGHTS_FILE) } else { path.clone() };
-        policy.params().load(&safetensors_io::load(&file)?).map_err(|e| {
+        let mut weights = safetensors_io::load(&file)?;
+        for (name, value) in policy.params().all() {
+            if !weights.contains_key(&name) && config.init_new.iter().any(|p| matches(p, &name)) {
+                weights.insert(name, value.detach().copy());
+            }
+        }
+        policy.params().load(&weights).map_err(|e| {
             TrainerError::config(format!("begin with the weights `{}`: {e}", file.display()))
         })?;
     }
 
+    train.preload()?;
     let loader = LoaderConfig {
         batch_size: config.train.batch_size,
         threads: config.data.workers,

@@ -40,6 +40,11 @@ pub struct RunConfig {
     pub threads: i32,
     /// A policy folder, or a `.safetensors` file, whose weights the policy begins with.
     pub init_from: Option<PathBuf>,
+    /// Parameters that those weights may lack, which begin as they would without them: names, with `*` for any run of
+    /// characters.
+    pub init_new: Vec<String>,
+    /// A folder as Hugging Face writes it, whose weights the SigLIP tower of `policy.vision` begins with.
+    pub vision_from: Option<PathBuf>,
     /// The demonstrations.
     pub data: DataConfig,
     /// What is done to each sample.
@@ -64,6 +69,8 @@ impl Default for RunConfig {
             device: DeviceChoice::default(),
             threads: 0,
             init_from: None,
+            init_new: Vec::new(),
+            vision_from: None,
             data: DataConfig::default(),
             augment: Augment::default(),
             policy: VlaConfig::default(),
@@ -527,5 +534,32 @@ mod tests {
         let old = parse(MINIMAL, &constant).unwrap().to_toml().unwrap();
         let longer = parse(MINIMAL, &[constant[0], "train.epochs=200"]).unwrap();
         assert!(longer.differences(&old).unwrap().is_empty());
+    }
+
+    #[test]
+    fn presets_can_be_read_and_their_goals_are_the_environments() {
+        use simloop_envs::pusht::{GOAL, PushtGoals};
+        use simloop_policies::encoders::StateConfig;
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let mut goals_seen = 0;
+        for name in ["pusht_image", "pusht_state", "pusht_two_goals", "smoke"] {
+            let config = RunConfig::load(&folder.join(format!("{name}.toml")), &[]).unwrap();
+            if let StateConfig::Keypoints { goal } = &config.policy.state {
+                goals_seen += 1;
+                let expected = GOAL.keypoints();
+                let expected = expected.iter().flatten().map(|v| v / 256.0 - 1.0);
+                assert_eq!(goal.len(), 16);
+                assert!(goal.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-8));
+            }
+            if let Some(frames) = &config.policy.frames {
+                goals_seen += 1;
+                let poses = PushtGoals::Two.all().iter().map(|goal| goal.pose).chain([GOAL]);
+                for (given, pose) in frames.goals.iter().chain([&frames.canonical]).zip(poses) {
+                    let real = [pose.x, pose.y, pose.angle];
+                    assert!(given.iter().zip(real).all(|(a, b)| (a - b).abs() < 1e-8));
+                }
+            }
+        }
+        assert!(goals_seen >= 2, "{goals_seen}");
     }
 }

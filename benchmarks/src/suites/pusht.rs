@@ -9,6 +9,7 @@ use simloop_envs::wrappers::TimeLimit;
 use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, ResetOptions};
 use simloop_policies::scripted::PushtExpert;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
+use simloop_trainers::acting::pusht_observation_of;
 
 use super::policy::{self, Checkpoint, Foreign, Inference, Named, Shape};
 use super::presented::Presented;
@@ -180,23 +181,7 @@ impl PushtSuite {
 /// # Errors
 /// [`BenchError::Usage`] where PushT has none.
 pub fn observation_of(policy: &Shape) -> Result<(PushtObs, Option<u32>), BenchError> {
-    let (io, cameras) = (&policy.io, &policy.cameras);
-    let obs = match (cameras.len(), io.proprio.len()) {
-        (0, 5) => PushtObs::State,
-        (0, 18) => PushtObs::EnvironmentStateAgentPos,
-        (1, 0) => PushtObs::Pixels,
-        (1, 2) => PushtObs::PixelsAgentPos,
-        (looks, numbers) => {
-            return Err(BenchError::usage(format!(
-                "show PushT to this policy: it was trained on {looks} cameras and {numbers} numbers ({}); PushT shows 5 \
-                 (state) or 18 (environment_state_agent_pos) without a camera, or none (pixels) or 2 (pixels_agent_pos) \
-                 with one",
-                io.proprio.join(", ")
-            )));
-        }
-    };
-    let side = cameras.first().and_then(|name| io.cameras.get(name)).map(|size| size.height);
-    Ok((obs, side))
+    pusht_observation_of(&policy.io, &policy.cameras).map_err(|e| BenchError::usage(e.to_string()))
 }
 
 /// A camera that the environment and the policy call by different names: `(the environment's, the policy's)`. With one

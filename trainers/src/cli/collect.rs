@@ -13,15 +13,19 @@ use simloop_envs::seeding::episode_seed;
 use simloop_envs::wrappers::TimeLimit;
 use simloop_envs::{ActionChunk, Env, EnvError, ResetOptions, ResetRequest};
 use simloop_policies::scripted::{LiberoExpert, PushtExpert};
+use simloop_policies::vla::VlaPolicy;
 use simloop_policies::{ExpertPolicy, Policy, checkpoint};
 
 use super::bar::Bar;
 use super::data::Obs;
-use crate::data::collect::{MakeEnv, MakePolicy, collect, spec_of};
+use crate::acting::pusht_observation_of;
+use crate::data::collect::{CollectOptions, MakeEnv, MakePolicy, collect, spec_of};
 use crate::data::lerobot::LerobotWriter;
 use crate::stop::StopFlag;
 use crate::{Episode, TrainerError};
 
+/// The suite's expert.
+const SCRIPTED: &str = "scripted";
 /// Attempts per wanted episode before `--only-successes` gives up.
 const ATTEMPTS_PER_EPISODE: u32 = 10;
 
@@ -44,7 +48,7 @@ enum EnvArgs {
 #[derive(Debug, Args)]
 struct CommonArgs {
     /// `scripted`, or a checkpoint's folder.
-    #[arg(long, default_value = "scripted")]
+    #[arg(long, default_value = SCRIPTED)]
     policy: String,
     /// Episodes (LIBERO: per task).
     #[arg(long)]
@@ -64,15 +68,26 @@ struct CommonArgs {
     /// Execute at most so many actions of each chunk [default: all].
     #[arg(long)]
     n_action_steps: Option<usize>,
+    /// Disturb what is executed, not what is recorded, with normal noise of up to this standard deviation, in the units of
+    /// an action; each episode draws its own.
+    #[arg(long, default_value_t = 0.0, value_parser = parse_noise)]
+    action_noise: f32,
+}
+
+fn parse_noise(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(std) if std.is_finite() && std >= 0.0 => Ok(std),
+        _ => Err("it must be a number of at least 0".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
 struct PushtArgs {
     #[command(flatten)]
     common: CommonArgs,
-    /// What the proprio holds, and whether there are images.
-    #[arg(long, value_enum, default_value = "state")]
-    obs: Obs,
+    /// What the proprio holds, and whether there are images [default: what the checkpoint was trained on, else state].
+    #[arg(long, value_enum)]
+    obs: Option<Obs>,
     /// Two targets, of which the instruction names the one that counts; so many episodes for each.
     #[arg(long)]
     two_goals: bool,
@@ -118,24 +133,29 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
 
 fn pusht(args: &PushtArgs) -> anyhow::Result<ExitCode> {
     let goals = if args.two_goals { PushtGoals::Two } else { PushtGoals::One };
-    let config = PushtConfig {
-        obs: args.obs.into(),
-        goals,
-        privileged: args.common.policy == "scripted",
-        ..PushtConfig::default()
-    };
+    let mut config =
+        PushtConfig { goals, privileged: args.common.policy == SCRIPTED, ..PushtConfig::default() };
+    if args.common.policy != SCRIPTED {
+        let policy = load(&args.common.policy)?;
+        let (obs, side) = pusht_observation_of(policy.io(), policy.cameras())?;
+        config.obs = obs;
+        config.image_size = side.unwrap_or(config.image_size);
+    }
+    if let Some(obs) = args.obs {
+        config.obs = obs.into();
+    }
     let max_steps = args.max_steps;
     let make_env = move || -> Result<Box<dyn Env>, EnvError> {
         Ok(Box::new(TimeLimit::new(PushtEnv::new(config.clone())?, max_steps)?))
     };
     let name = args.common.policy.clone();
     let make_policy = move || -> Result<Box<dyn Policy>, TrainerError> {
-        if name == "scripted" {
+        if name == SCRIPTED {
             // The middle of the arena: where the goal is, for a state the expert has no opinion on.
             let hold = ActionChunk::single(&[256.0, 256.0])?;
             return Ok(Box::new(ExpertPolicy::new(&name, hold, || Box::new(PushtExpert::new()))));
         }
-        load(&name)
+        Ok(Box::new(load(&name)?))
     };
     let tasks: Vec<Task> = goals.all().iter().map(|goal| Task::new(goal.task, None)).collect();
     record(&args.common, goals.env_name(), "pusht", &tasks, &make_env, &make_policy)
@@ -151,7 +171,7 @@ fn libero(args: &LiberoArgs) -> anyhow::Result<ExitCode> {
     let mut config = LiberoConfig {
         task: first.clone(),
         image_size: [args.image_size; 2],
-        privileged: args.common.policy == "scripted",
+        privileged: args.common.policy == SCRIPTED,
         ..LiberoConfig::default()
     };
     if args.no_images {
@@ -163,21 +183,22 @@ fn libero(args: &LiberoArgs) -> anyhow::Result<ExitCode> {
     };
     let name = args.common.policy.clone();
     let make_policy = move || -> Result<Box<dyn Policy>, TrainerError> {
-        if name == "scripted" {
+        if name == SCRIPTED {
             let hold = ActionChunk::single(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])?;
             return Ok(Box::new(ExpertPolicy::new(&name, hold, || {
                 Box::new(LiberoExpert::default())
             })));
         }
-        load(&name)
+        Ok(Box::new(load(&name)?))
     };
     let tasks: Vec<Task> = keys.iter().map(|key| Task::new(key, Some(INIT_STATES))).collect();
     record(&args.common, args.suite.name(), "panda", &tasks, &make_env, &make_policy)
 }
 
-fn load(folder: &str) -> Result<Box<dyn Policy>, TrainerError> {
-    let device = tch::Device::Cpu;
-    Ok(Box::new(checkpoint::load_policy(Path::new(folder), device)?))
+/// A checkpoint on the CPU; one thread, so that its numbers do not depend on the machine's cores.
+fn load(folder: &str) -> Result<VlaPolicy, TrainerError> {
+    tch::set_num_threads(1);
+    Ok(checkpoint::load_policy(Path::new(folder), tch::Device::Cpu)?)
 }
 
 /// Collects, task after task, into one data set.
@@ -201,6 +222,11 @@ fn record(
         }
         spec_of(env.as_ref())
     };
+    let options = CollectOptions {
+        workers: args.workers,
+        n_action_steps: args.n_action_steps,
+        action_noise: args.action_noise,
+    };
     let mut writer = LerobotWriter::create(&args.out, &spec, robot_type)?;
     let total = u64::from(args.episodes) * tasks.len() as u64;
     let mut bar = Bar::new("collect", total);
@@ -214,7 +240,7 @@ fn record(
         let episodes: Vec<Episode> =
             (0..attempts).map(|trial| task.episode(args.seed, suite, trial)).collect();
         let mut kept = 0;
-        collect(&episodes, args.workers, args.n_action_steps, make_env, make_policy, &mut |one| {
+        collect(&episodes, options, make_env, make_policy, &mut |one| {
             if stop.is_set() {
                 return Ok(ControlFlow::Break(()));
             }

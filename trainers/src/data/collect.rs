@@ -3,6 +3,9 @@
 //! An episode's record is a function of its seed alone: episodes are dealt to workers in turn and handed on in the order of
 //! their numbers, so the number of workers decides nothing but the time it takes. Row `t` is what the policy saw *before*
 //! action `t`; what comes after the last action is not kept.
+//!
+//! With [`CollectOptions::action_noise`] the environment is disturbed and the record is not: a policy that imitates it has
+//! seen what its own small errors lead to and how to repair them (DART, Laskey et al. 2017, arXiv 1703.09327).
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,8 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
-use ndarray::Array2;
-use simloop_envs::{Env, EnvError, EnvId, EnvSpec, Info, Observation};
+use ndarray::{Array1, Array2};
+use rand::Rng as _;
+use rand_distr::{Distribution as _, StandardNormal};
+use simloop_envs::{Env, EnvError, EnvId, EnvSpec, GripperConvention, Info, Observation, SeedTree};
 use simloop_policies::{ActMode, ActRequest, Policy};
 
 use super::{DemoEpisode, Frames, SourceSpec};
@@ -25,6 +30,24 @@ pub type MakePolicy<'a> = dyn Fn() -> Result<Box<dyn Policy>, TrainerError> + Sy
 
 /// Attempts at an episode that meets a fault of the simulator.
 const ATTEMPTS: u32 = 3;
+
+/// How to collect.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CollectOptions {
+    /// Threads; they change no number.
+    pub workers: usize,
+    /// Execute at most so many actions of each chunk; `None` executes all.
+    pub n_action_steps: Option<usize>,
+    /// The largest standard deviation of normal noise on what is executed, in the units of an action; an episode draws its
+    /// own between 0 and this. A gripper's command is left alone.
+    pub action_noise: f32,
+}
+
+impl Default for CollectOptions {
+    fn default() -> Self {
+        Self { workers: 1, n_action_steps: None, action_noise: 0.0 }
+    }
+}
 
 /// A finished episode.
 #[derive(Debug)]
@@ -45,13 +68,12 @@ pub struct Collected {
 /// What no retry can mend: [`TrainerError::Env`], [`TrainerError::Policy`]; the sink's own.
 pub fn collect(
     episodes: &[Episode],
-    workers: usize,
-    n_action_steps: Option<usize>,
+    options: CollectOptions,
     make_env: &MakeEnv<'_>,
     make_policy: &MakePolicy<'_>,
     sink: &mut dyn FnMut(Collected) -> Result<ControlFlow<()>, TrainerError>,
 ) -> Result<(), TrainerError> {
-    let workers = workers.clamp(1, episodes.len().max(1));
+    let workers = options.workers.clamp(1, episodes.len().max(1));
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let mut receivers = Vec::new();
@@ -60,7 +82,7 @@ pub fn collect(
             let (sender, receiver) = sync_channel(2);
             let mine = episodes.iter().skip(worker).step_by(workers);
             let stop = &stop;
-            scope.spawn(move || work(mine, n_action_steps, make_env, make_policy, &sender, stop));
+            scope.spawn(move || work(mine, options, make_env, make_policy, &sender, stop));
             receivers.push(receiver);
         }
         let mut result = Ok(());
@@ -89,7 +111,7 @@ pub fn collect(
 
 fn work<'a>(
     episodes: impl Iterator<Item = &'a Episode>,
-    n_action_steps: Option<usize>,
+    options: CollectOptions,
     make_env: &MakeEnv<'_>,
     make_policy: &MakePolicy<'_>,
     sender: &SyncSender<Result<Collected, TrainerError>>,
@@ -108,7 +130,7 @@ fn work<'a>(
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let outcome = attempts(episode, n_action_steps, &mut env, make_env, policy.as_mut());
+        let outcome = attempts(episode, options, &mut env, make_env, policy.as_mut());
         let failed = outcome.is_err();
         if sender.send(outcome).is_err() || failed {
             return;
@@ -118,7 +140,7 @@ fn work<'a>(
 
 fn attempts(
     episode: &Episode,
-    n_action_steps: Option<usize>,
+    options: CollectOptions,
     env: &mut Option<Box<dyn Env>>,
     make_env: &MakeEnv<'_>,
     policy: &mut dyn Policy,
@@ -128,7 +150,7 @@ fn attempts(
             Some(simulator) => simulator,
             None => make_env()?,
         };
-        match rollout(episode, n_action_steps, simulator.as_mut(), policy) {
+        match rollout(episode, options, simulator.as_mut(), policy) {
             Ok((demo, success)) => {
                 *env = Some(simulator);
                 return Ok(Collected {
@@ -159,7 +181,7 @@ fn attempts(
 /// Runs one episode to its end: the demonstration, and whether the task was solved at any step.
 fn rollout(
     episode: &Episode,
-    n_action_steps: Option<usize>,
+    options: CollectOptions,
     env: &mut dyn Env,
     policy: &mut dyn Policy,
 ) -> Result<(DemoEpisode, bool), TrainerError> {
@@ -169,6 +191,7 @@ fn rollout(
     let (obs, mut info): (Observation, Info) =
         env.reset(episode.request.seed, &episode.request.options)?;
     let mut recent = vec![obs];
+    let mut disturbance = Disturbance::new(options.action_noise, env, &episode.noise);
     let mut rows = Rows::default();
     let mut success = false;
     for decision in 0u64.. {
@@ -185,12 +208,13 @@ fn rollout(
         let Some(chunk) = decided.into_iter().next().map(|d| d.chunk) else {
             return Err(TrainerError::Sink { detail: "the policy gave no action".to_owned() });
         };
-        let chunk = n_action_steps.map_or_else(|| chunk.clone(), |n| chunk.truncated(n));
+        let chunk = options.n_action_steps.map_or_else(|| chunk.clone(), |n| chunk.truncated(n));
         let mut seen = recent.pop();
         recent.clear();
         for action in chunk.actions() {
             let Some(before) = seen.take() else { break };
-            let step = env.step(action, true)?;
+            let executed = disturbance.apply(action.to_owned());
+            let step = env.step(executed.view(), true)?;
             rows.push(&before, action.iter());
             success |= step.info.success == Some(true);
             if step.done() {
@@ -202,6 +226,35 @@ fn rollout(
         }
     }
     Ok((rows.finish(), success))
+}
+
+/// What is added to an episode's actions on their way to the environment.
+struct Disturbance {
+    std: f32,
+    /// Lowest and highest value of every number that is disturbed.
+    bounds: Vec<(f32, f32)>,
+    rng: rand_chacha::ChaCha8Rng,
+}
+
+impl Disturbance {
+    fn new(largest: f32, env: &dyn Env, noise: &SeedTree) -> Self {
+        let spec = env.spec();
+        let gripper = usize::from(spec.convention.gripper != GripperConvention::None);
+        let arm = spec.action.len() - gripper.min(spec.action.len());
+        let bounds = spec.action.low.iter().copied().zip(spec.action.high.iter().copied());
+        let mut rng = noise.child("disturbance").rng();
+        Self { std: largest * rng.random::<f32>(), bounds: bounds.take(arm).collect(), rng }
+    }
+
+    fn apply(&mut self, mut action: Array1<f32>) -> Array1<f32> {
+        if self.std > 0.0 {
+            for (v, &(low, high)) in action.iter_mut().zip(&self.bounds) {
+                let z: f32 = StandardNormal.sample(&mut self.rng);
+                *v = (*v + self.std * z).max(low).min(high);
+            }
+        }
+        action
+    }
 }
 
 #[derive(Default)]
@@ -291,6 +344,10 @@ mod tests {
     }
 
     fn run(workers: usize, obs: PushtObs) -> Vec<Collected> {
+        run_with(CollectOptions { workers, ..CollectOptions::default() }, obs)
+    }
+
+    fn run_with(options: CollectOptions, obs: PushtObs) -> Vec<Collected> {
         let make_env = move || -> Result<Box<dyn Env>, EnvError> {
             let config = PushtConfig { obs, privileged: true, ..PushtConfig::default() };
             Ok(Box::new(TimeLimit::new(PushtEnv::new(config)?, 300)?))
@@ -300,7 +357,7 @@ mod tests {
             Ok(Box::new(ExpertPolicy::new("scripted", hold, || Box::new(PushtExpert::new()))))
         };
         let mut all = Vec::new();
-        collect(&episodes(5), workers, None, &make_env, &make_policy, &mut |collected| {
+        collect(&episodes(5), options, &make_env, &make_policy, &mut |collected| {
             all.push(collected);
             Ok(ControlFlow::Continue(()))
         })
@@ -338,5 +395,23 @@ mod tests {
         }
         // The action of the row before is another pairing.
         assert_ne!(demo.proprio.row(1), demo.proprio.row(0));
+    }
+
+    #[test]
+    fn a_disturbed_environment_is_answered_by_an_undisturbed_expert() {
+        let options = CollectOptions { action_noise: 20.0, ..CollectOptions::default() };
+        let disturbed = run_with(options, PushtObs::State);
+        let two = run_with(CollectOptions { workers: 2, ..options }, PushtObs::State);
+        let calm = run(1, PushtObs::State);
+        let demo = |c: &Collected| c.episode.clone().unwrap();
+        for ((one, two), calm) in disturbed.iter().zip(&two).zip(&calm) {
+            assert!(one.success, "the expert repairs what the noise does");
+            let (one, two, calm) = (demo(one), demo(two), demo(calm));
+            assert_eq!((&one.proprio, &one.actions), (&two.proprio, &two.actions));
+            // The first state is the same and so is its answer; what was executed was another action.
+            assert_eq!(one.proprio.row(0), calm.proprio.row(0));
+            assert_eq!(one.actions.row(0), calm.actions.row(0));
+            assert_ne!(one.proprio.row(1), calm.proprio.row(1));
+        }
     }
 }

@@ -180,17 +180,36 @@ impl WindowDataset {
         &self.actions
     }
 
-    /// Reads the frames of all chosen episodes in the order of the files, as far as the cache holds them.
+    /// Bytes of all frames of the chosen episodes when decoded, before any resize.
+    pub fn frame_bytes(&self) -> u64 {
+        let rows = self.proprio.nrows() as u64;
+        let sizes = self.options.cameras.iter().filter_map(|c| self.spec().cameras.get(c));
+        sizes.map(|s| u64::from(s.height) * u64::from(s.width) * 3 * rows).sum()
+    }
+
+    /// Reads the frames of all chosen episodes in the order of the files, as far as the cache holds them. In the random
+    /// order of an epoch a file's chunks are decoded once for every episode in them, and the first epoch crawls.
     ///
     /// # Errors
     /// The reader's.
     pub fn preload(&self) -> Result<(), DataError> {
-        let mut bytes = 0;
+        let started = std::time::Instant::now();
+        let (limit, mut bytes) = (self.options.cache_bytes, 0);
         for &episode in &self.episodes {
-            if bytes > self.options.cache_bytes || self.options.cameras.is_empty() {
+            if bytes > limit || self.options.cameras.is_empty() {
                 break;
             }
             bytes += self.cache.get(episode)?.values().map(super::Frames::bytes).sum::<usize>();
+        }
+        if bytes > 0 {
+            let secs = started.elapsed().as_secs_f64();
+            tracing::info!(bytes, secs, "read frames ahead");
+        }
+        if bytes > limit {
+            let all = self.frame_bytes();
+            tracing::warn!(
+                "`data.cache_bytes` is {limit} and all frames are up to {all}: files will be read again and again"
+            );
         }
         Ok(())
     }

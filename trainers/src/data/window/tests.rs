@@ -106,6 +106,22 @@ fn a_batch_equals_its_samples_stacked() {
 }
 
 #[test]
+fn frames_are_read_ahead_as_far_as_the_cache_holds_them() {
+    let options = WindowOptions { cameras: vec!["eye".to_owned()], ..WindowOptions::default() };
+    let data = windows(&[7, 1, 6], options.clone());
+    assert_eq!(data.cache.bytes(), 0);
+    data.preload().unwrap();
+    assert_eq!(data.frame_bytes(), 14 * 2 * 2 * 3);
+    assert_eq!(data.cache.bytes() as u64, data.frame_bytes());
+    let small = windows(&[7, 1, 6], WindowOptions { cache_bytes: 100, ..options });
+    small.preload().unwrap();
+    assert!((1..=100).contains(&small.cache.bytes()));
+    let blind = windows(&[7], WindowOptions::default());
+    blind.preload().unwrap();
+    assert_eq!((blind.cache.bytes(), blind.frame_bytes()), (0, 0));
+}
+
+#[test]
 fn frames_are_resized_and_a_missing_camera_is_black() {
     let options = WindowOptions {
         chunk_size: 2,
