@@ -13,6 +13,7 @@
 //! | [`outcome`], [`summary`] | from ledger to numbers; what a report shows, as plain data |
 //! | [`videos`], [`video`] | which episodes are filmed afterwards, and how a film is written |
 //! | [`report`], [`eval_info`] | `report.html` for people, `eval_info.json` for programs |
+//! | [`smoke`] | trains everything that learns for a moment, and asks whether it learned |
 //! | [`doctor`] | what is installed, what is wrong, and the line that fixes it |
 //! | [`protocol`] | LIBERO's published protocols, a source beside each number |
 //! | [`assets`] | LIBERO's meshes and textures from the Hugging Face hub |
@@ -32,6 +33,7 @@ pub mod protocol;
 pub mod report;
 pub mod runner;
 pub mod sequential;
+pub mod smoke;
 pub mod suites;
 pub mod summary;
 pub mod timing;

@@ -9,6 +9,7 @@ mod finish;
 mod libero;
 mod pusht;
 mod replay;
+mod smoke;
 mod speed;
 mod worker;
 
@@ -45,6 +46,8 @@ enum Command {
     Merge(compare::MergeArgs),
     /// Write eval_info.json and report.html again from a result folder.
     Report(compare::ReportArgs),
+    /// Train everything that learns for a moment, end to end, and ask whether it learned.
+    Smoke(smoke::SmokeArgs),
     /// Measure environment steps per second, wall and CPU.
     Speed(speed::SpeedArgs),
     /// Serve one environment to a parent process (internal).
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => compare::plan(&args),
         Command::Merge(args) => compare::merge(&args),
         Command::Report(args) => compare::report(&args),
+        Command::Smoke(args) => smoke::run(&args),
         Command::Speed(args) => speed::run(args),
         Command::Worker => worker::run(),
     };
