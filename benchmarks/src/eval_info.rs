@@ -11,7 +11,8 @@
 //! 4. Video paths are relative to the file.
 //!
 //! Ours beside them: `ci95` (percent, Wilson), `n_errors`, `n_successes`, `seeds`, `task`, `instruction`; at the top
-//! `protocol`, `seeds`, `fingerprint`, `ledger_digest`, `secs_per_decision`, `decision_times`, `suite`, `policy`, `command`, `notes`.
+//! `protocol`, `seeds`, `fingerprint`, `ledger_digest`, `secs_per_decision`, `decision_times`, `suite`, `policy`,
+//! `command`, `notes`, `labels` (verdicts of a person, for a real robot).
 
 use serde_json::{Value, json};
 use simloop_trainers::Status;
@@ -69,6 +70,7 @@ pub fn eval_info(summary: &EvalSummary) -> Value {
         "command": summary.command,
         "started": summary.started,
         "notes": summary.notes,
+        "labels": summary.labels,
     })
 }
 

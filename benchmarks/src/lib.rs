@@ -14,6 +14,7 @@
 //! | [`videos`], [`video`] | which episodes are filmed afterwards, and how a film is written |
 //! | [`report`], [`eval_info`] | `report.html` for people, `eval_info.json` for programs |
 //! | [`smoke`] | trains everything that learns for a moment, and asks whether it learned |
+//! | [`operator`] | the person beside a robot: keys, live view, consent, verdicts |
 //! | [`doctor`] | what is installed, what is wrong, and the line that fixes it |
 //! | [`protocol`] | LIBERO's published protocols, a source beside each number |
 //! | [`assets`] | LIBERO's meshes and textures from the Hugging Face hub |
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod doctor;
 pub mod eval_info;
 pub mod ledger;
+pub mod operator;
 pub mod outcome;
 pub mod progress;
 pub mod protocol;

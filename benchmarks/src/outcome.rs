@@ -140,6 +140,7 @@ pub fn summarise(
         throughput: throughput(records, sessions),
         ledger_digest: digest(records),
         notes,
+        labels: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use simloop_trainers::{EpisodeRecord, FaultNote, MetricRange, Status};
 
+use crate::operator::label::Label;
 use crate::timing::DecisionTimes;
 
 /// One evaluation of one policy on one suite under one protocol.
@@ -50,6 +51,9 @@ pub struct EvalSummary {
     pub ledger_digest: String,
     /// Remarks for the reader, a sentence each.
     pub notes: Vec<String>,
+    /// Every verdict of a person, also those that count neither way; empty where a simulator judges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Label>,
 }
 
 /// The rules of an evaluation.

@@ -219,7 +219,7 @@ impl RunArgs {
 }
 
 /// `outputs/eval/2026-01-31/23-59-59_LABEL`, local time.
-fn default_dir(label: &str) -> PathBuf {
+pub(super) fn default_dir(label: &str) -> PathBuf {
     PathBuf::from(format!(
         "outputs/eval/{}_{label}",
         jiff::Zoned::now().strftime("%Y-%m-%d/%H-%M-%S")

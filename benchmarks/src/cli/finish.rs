@@ -62,12 +62,12 @@ pub(super) fn run_suite(
     Ok(exit_code(&summary.headline, &result, args.allow_errors))
 }
 
-fn label(policy: &str) -> String {
+pub(super) fn label(policy: &str) -> String {
     let name = policy.trim_end_matches('/').rsplit('/').next().unwrap_or(policy);
     crate::ledger::file_stem(name)
 }
 
-fn exit_code(headline: &Headline, result: &RunResult, allow_errors: bool) -> ExitCode {
+pub(super) fn exit_code(headline: &Headline, result: &RunResult, allow_errors: bool) -> ExitCode {
     let failed = result.interrupted || (headline.errors > 0 && !allow_errors);
     ExitCode::from(u8::from(failed))
 }
@@ -110,7 +110,8 @@ pub(super) fn write_results(
     videos: &Videos,
     notes: Vec<String>,
 ) -> Result<EvalSummary, BenchError> {
-    let summary = summarise(manifest, records, &sessions(dir), videos, notes);
+    let mut summary = summarise(manifest, records, &sessions(dir), videos, notes);
+    summary.labels = crate::operator::label::read(dir);
     crate::report::write_results(dir, &summary).map_err(|e| BenchError::io(dir, &e))?;
     Ok(summary)
 }

@@ -11,6 +11,7 @@ mod pusht;
 mod replay;
 mod smoke;
 mod speed;
+mod widowx;
 mod worker;
 
 use std::io::IsTerminal as _;
@@ -34,6 +35,8 @@ enum Command {
     Pusht(pusht::PushtArgs),
     /// Benchmark a policy on LIBERO (the real one, in Python worker processes).
     Libero(libero::LiberoArgs),
+    /// Benchmark a policy on the real WidowX behind BridgeData V2's robot server, judged by you.
+    Widowx(Box<widowx::WidowXArgs>),
     /// Find what is missing on this machine, with one line that fixes each.
     Doctor,
     /// Apply recorded actions from recorded states and report the differences.
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Pusht(args) => pusht::run(&args),
         Command::Libero(args) => libero::run(&args),
+        Command::Widowx(args) => widowx::run(&args),
         Command::Doctor => crate::doctor::run(&mut std::io::stdout())
             .map(ExitCode::from)
             .map_err(|e| BenchError::usage(format!("print the findings: {e}"))),

@@ -120,6 +120,8 @@ pub fn write_results(dir: &Path, summary: &EvalSummary) -> std::io::Result<()> {
     Ok(())
 }
 
+const MAX_LABELS: usize = 1000;
+
 /// Everything the template reads. Plain text is escaped there; fields named `svg` or `*_svg` are markup.
 #[derive(Serialize)]
 struct Page<'a> {
@@ -152,6 +154,21 @@ struct Page<'a> {
     seed: u64,
     ledger_digest: &'a str,
     notes: &'a [String],
+    labels: Vec<LabelLine>,
+}
+
+/// One verdict of a person.
+#[derive(Serialize)]
+struct LabelLine {
+    trial: u32,
+    attempt: u32,
+    verdict: &'static str,
+    credit: String,
+    labeller: String,
+    at: String,
+    steps: u32,
+    fault: String,
+    video: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -289,6 +306,7 @@ impl<'a> Page<'a> {
             seed: summary.seed,
             ledger_digest: &summary.ledger_digest,
             notes: &summary.notes,
+            labels: labels(summary),
         }
     }
 }
@@ -557,6 +575,22 @@ fn errors(summary: &EvalSummary, limits: Limits) -> (Vec<ErrorLine>, Option<Stri
         .collect();
     let more = left_out(all.len() - lines.len(), "error", "ledger.jsonl");
     (lines, more)
+}
+
+/// A person gives some hundred verdicts a day: no limit is needed but that of the page.
+fn labels(summary: &EvalSummary) -> Vec<LabelLine> {
+    let lines = summary.labels.iter().take(MAX_LABELS).map(|label| LabelLine {
+        trial: label.trial,
+        attempt: label.attempt,
+        verdict: label.verdict.name(),
+        credit: label.credit.map_or_else(|| "\u{2013}".to_owned(), words::number),
+        labeller: cut(&label.labeller),
+        at: cut(&label.at),
+        steps: label.steps,
+        fault: label.fault.as_deref().map_or_else(String::new, cut),
+        video: label.video.clone(),
+    });
+    lines.collect()
 }
 
 fn no_failures(summary: &EvalSummary) -> Option<&'static str> {

@@ -4,6 +4,7 @@ pub mod libero;
 pub mod policy;
 pub mod presented;
 pub mod pusht;
+pub mod widowx;
 
 use std::collections::BTreeMap;
 

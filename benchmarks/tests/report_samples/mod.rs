@@ -60,6 +60,7 @@ pub(crate) fn frame_of(title: &str, suite: &str, policy: &str) -> EvalSummary {
         ledger_digest: "9f2c61d04c9b53a9a6f2f5cc19d1f3b7e1b4b02e6d7a3c58f0e4bb7b6a1d2c3e"
             .to_owned(),
         notes: Vec::new(),
+        labels: Vec::new(),
     }
 }
 
