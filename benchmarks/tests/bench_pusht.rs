@@ -207,7 +207,9 @@ fn a_folder_with_a_run_is_refused_and_changes_are_listed() {
 #[test]
 fn what_cannot_run_as_asked_exits_with_2_and_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
-    for (policy, hint) in [("nonsense", "scripted"), ("ws://127.0.0.1:1", "not there yet")] {
+    for (policy, hint) in
+        [("nonsense", "scripted"), ("ws://127.0.0.1:1", "ws://127.0.0.1:1: Connection refused")]
+    {
         let output = Command::new(env!("CARGO_BIN_EXE_bench"))
             .args(["pusht", "--policy", policy, "--output-dir"])
             .arg(dir.path().join("x"))

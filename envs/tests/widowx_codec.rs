@@ -305,6 +305,7 @@ fn damaged_frames_and_pickles_cost_an_error_and_no_memory() {
                 }
             }
         }
+        #[expect(clippy::single_match_else, reason = "two places of damage side by side")]
         let outcome = match round % 3 {
             // A damaged pickle behind a whole frame.
             0 => messages::decode(&bytes).map(|value| use_it(&value)),

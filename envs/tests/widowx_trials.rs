@@ -371,9 +371,10 @@ fn what_is_not_the_robot_server_is_named() {
 
 #[test]
 fn lost_replies_never_execute_a_command_twice() {
+    use simloop_envs::widowx::Arm as _;
+
     let Some(python) = python::python() else { return };
     let _turn = turn();
-    use simloop_envs::widowx::Arm as _;
     let n = number("SIMLOOP_WIDOWX_LOST", 25);
     let mut standin = StandIn::start(&python, 1e6, &json!({"step_secs": 0.0}));
     let stop = EmergencyStop::default();

@@ -233,10 +233,10 @@ impl WidowXSuite {
             let unattended = this.unattended;
             let posed = AtomicBool::new(false);
             let ready = move |obs: &RobotObs| {
+                const KEYS: [(char, &str); 1] = [('\n', "start")];
                 if unattended {
                     return Ok(true);
                 }
-                const KEYS: [(char, &str); 1] = [('\n', "start")];
                 if !posed.swap(true, Ordering::SeqCst) {
                     let words = "The arm stands at its start. Set the scene, step back, and start the trial.";
                     asked.pose(words, &KEYS);

@@ -75,10 +75,10 @@ impl Link {
         let socket = match client_with_config(request, stream, Some(config)) {
             Ok((socket, _)) => socket,
             Err(HandshakeError::Failure(tungstenite::Error::Http(response))) => {
-                return Err(refused(format!(
-                    "it answers with status {} instead of a websocket",
-                    response.status().as_u16()
-                )));
+                let status = response.status().as_u16();
+                let words = format!("it answers with status {status} instead of a websocket");
+                // A server that is on its way down, or overloaded, may be back in a moment.
+                return Err(if status == 503 { LinkError::Broken(words) } else { refused(words) });
             }
             Err(e) => return Err(broken(&e)),
         };
