@@ -141,8 +141,17 @@ impl RemotePolicy {
         };
         let remote = |detail: String| PolicyError::Remote { url: url.to_owned(), detail };
         let (transport, metadata) = if url.starts_with("ws") {
-            let (link, metadata) =
-                Link::open(url, options.token.as_deref(), options.timeout).map_err(fail)?;
+            let open = || Link::open(url, options.token.as_deref(), options.timeout);
+            let mut opened = open();
+            // A server that is just coming back answers or listens in a moment.
+            for attempt in 1..ATTEMPTS {
+                if !matches!(opened, Err(LinkError::Broken(_))) {
+                    break;
+                }
+                std::thread::sleep(PAUSE * 2u32.pow(attempt - 1));
+                opened = open();
+            }
+            let (link, metadata) = opened.map_err(fail)?;
             (Transport::Websocket { links: BTreeMap::new(), spare: Some(link) }, Some(metadata))
         } else {
             let rest = Rest::new(url, options.token.clone(), options.timeout);
