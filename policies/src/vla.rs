@@ -11,7 +11,7 @@
 //! `T_a` actions executed ([`VlaConfig::execution`]), `P` proprio, `D` action, `H W 3` image, `N` tokens, `W` width.
 //!
 //! # Details
-//! 1. Everything between [`Normalizer`]s is in numbers of order one; chunks leave in the environment's units.
+//! 1. Everything between [`Normalizers`] is in numbers of order one; chunks leave in the environment's units.
 //! 2. With [`Align::Window`] row 0 of a chunk belongs to the oldest observation (diffusion_policy), so acting starts at row
 //!    `T_o - 1`; with [`Align::Current`] it belongs to the newest (ACT, LeRobot).
 //! 3. Acting runs in batches of exactly [`VlaConfig::inference_batch`] rows, padded by repeating a row, and every row draws
