@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 #![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
-#[path = "widowx_common/alloc.rs"]
-mod alloc;
 #[path = "widowx_common/python.rs"]
 mod python;
 
@@ -13,6 +11,7 @@ use std::time::Instant;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use simloop_envs::testing::alloc;
 use simloop_envs::widowx::messages::{self, EnvParams};
 use simloop_envs::widowx::pickle::{self, Bounds, DType, Value};
 use simloop_envs::widowx::{FaultKind, Pose, RobotObs, zmtp};

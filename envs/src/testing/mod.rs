@@ -1,5 +1,6 @@
 //! Contract checks and toy environments for tests (feature `testing`).
 
+pub mod alloc;
 mod check;
 mod toys;
 

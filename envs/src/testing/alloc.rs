@@ -1,7 +1,5 @@
-//! An allocator that remembers the largest request, for tests of readers on damaged bytes.
-//!
-//! A test binary declares it with `#[path = "widowx_common/alloc.rs"] mod alloc;` and
-//! `#[global_allocator] static ALLOCATOR: alloc::Largest = alloc::Largest;`.
+//! An allocator that remembers the largest request, for tests of readers on damaged bytes: a test binary declares
+//! `#[global_allocator] static ALLOCATOR: Largest = Largest;`.
 
 #![expect(
     unsafe_code,
@@ -12,12 +10,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator with a memory.
-pub(crate) struct Largest;
+#[derive(Debug)]
+pub struct Largest;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
 /// The largest request since the last call, bytes, over all threads.
-pub(crate) fn take_largest() -> usize {
+pub fn take_largest() -> usize {
     LARGEST.swap(0, Ordering::Relaxed)
 }
 
