@@ -45,6 +45,7 @@ mod render;
 mod replay;
 mod reset;
 mod scene;
+pub mod worker;
 
 pub use config::{PushtConfig, PushtObs, PushtSeeding};
 pub use coverage::{SUCCESS_COVERAGE, coverage, coverage_of, reward};
