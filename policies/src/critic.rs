@@ -68,7 +68,7 @@ impl Tower {
                 if let Some(norm) = norm {
                     x = norm.forward(&x);
                 }
-                x = self.activation.apply(&x);
+                x = self.activation.consume(x);
             }
         }
         x.squeeze_dim(-1)
@@ -147,14 +147,6 @@ impl QNet {
         let x = Tensor::cat(&[&context, chunks], 1);
         let each: Vec<_> = self.towers.iter().map(|tower| tower.forward(&x)).collect();
         Ok(Tensor::stack(&each, 0))
-    }
-
-    /// Moves every parameter by `tau` towards those of `other`, a network of the same shape.
-    pub fn track(&self, other: &Self, tau: f64) {
-        let _guard = tch::no_grad_guard();
-        for ((_, mine), (_, theirs)) in self.params.all().into_iter().zip(other.params.all()) {
-            let _ = mine.shallow_clone().lerp_(&theirs, tau);
-        }
     }
 
     /// Its parameters.

@@ -2,7 +2,7 @@
 //!
 //! rustc drops libraries that no symbol asks for, so a program built against any libtorch links its CPU half alone and
 //! CUDA has to be loaded by hand, before libtorch is asked anything: its CUDA hooks are looked up once and cached.
-//! Programs call [`load_cuda`] first thing in `main`; the same binary then serves machines with and without a GPU.
+//! Programs call [`prepare`] first thing in `main`; the same binary then serves machines with and without a GPU.
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,30 @@ pub enum Cuda {
         detail: String,
     },
 }
+
+/// What a program does before anything else: loads CUDA's half of libtorch, before anything asks libtorch about CUDA (its hooks
+/// are cached at the first question), and makes the C library keep the memory of freed tensors for the next ones.
+///
+/// glibc hands pieces of more than 128 KiB back to the kernel as they are freed, and a training step frees thousands: the kernel then
+/// spends a tenth of the step on clearing pages. At most 512 MiB are kept.
+pub fn prepare() {
+    load_cuda();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "mallopt is a C function")]
+        // SAFETY: both are documented parameters of glibc's mallopt, with values in range; it may be called at any time.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_KEPT);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        }
+    }
+}
+
+/// Freed memory at the heap's end that is kept, bytes.
+const KEPT: i32 = 512 << 20;
+
+/// The largest piece that is taken from the heap rather than from the kernel, bytes: glibc's own maximum (`HEAP_MAX / 2`).
+const LARGEST_KEPT: i32 = 32 << 20;
 
 /// Asks libtorch what it can use, CUDA included. Also proves that the library loads.
 pub fn devices() -> Devices {

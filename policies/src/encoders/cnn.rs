@@ -6,7 +6,7 @@
 //! an eighth of ResNet-18.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::cameras::Backbone;
 use super::pool::{MapSize, Pool, Pooling};
@@ -25,6 +25,9 @@ pub struct CnnConfig {
     pub pool: Pooling,
     /// One network for all cameras.
     pub share_weights: bool,
+    /// Convolutions and norms compute in bf16, channels last; what comes out is f32. On a CPU with AMX about 2.6 times as
+    /// fast (batch 128, 84 px, forward and backward).
+    pub bf16: bool,
 }
 
 impl Default for CnnConfig {
@@ -35,6 +38,7 @@ impl Default for CnnConfig {
             strides: vec![2, 2, 2, 1],
             pool: Pooling::SpatialSoftmax { keypoints: 32 },
             share_weights: false,
+            bf16: false,
         }
     }
 }
@@ -44,6 +48,7 @@ impl Default for CnnConfig {
 pub struct Cnn {
     layers: Vec<(Conv2d, GroupNorm)>,
     pool: Pool,
+    bf16: bool,
 }
 
 impl Cnn {
@@ -74,10 +79,12 @@ impl Cnn {
         let mut layers = Vec::new();
         for (i, (c, s)) in channels.iter().zip(strides).enumerate() {
             let conv = Conv2d::new(&scope.sub("conv").sub(i), map.channels, *c, 3, *s, 1, false);
-            layers.push((conv, GroupNorm::new(&scope.sub("norm").sub(i), c / 16, *c)));
+            let norm = GroupNorm::new(&scope.sub("norm").sub(i), c / 16, *c);
+            layers.push((conv.in_bf16(config.bf16), norm.in_bf16(config.bf16)));
             map = map.convolve(*c, 3, *s, 1);
         }
-        Ok(Self { layers, pool: Pool::new(&scope.sub("pool"), &config.pool, map)? })
+        let pool = Pool::new(&scope.sub("pool"), &config.pool, map)?;
+        Ok(Self { layers, pool, bf16: config.bf16 })
     }
 }
 
@@ -92,10 +99,14 @@ impl Backbone for Cnn {
 
     fn forward(&self, images: &Tensor) -> Tensor {
         let mut x = images * 2.0 - 1.0;
+        if self.bf16 {
+            // Channels last in memory, which is how convolutions read bf16 fastest.
+            x = x.to_kind(Kind::BFloat16).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        }
         for (conv, norm) in &self.layers {
             x = norm.forward(&conv.forward(&x)).relu();
         }
-        self.pool.forward(&x)
+        self.pool.forward(&x.to_kind(Kind::Float))
     }
 }
 
@@ -109,7 +120,7 @@ mod tests {
     use crate::nn::Params;
 
     fn small(pool: Pooling) -> CnnConfig {
-        CnnConfig { channels: vec![16, 32], strides: vec![2, 2], pool, share_weights: false }
+        CnnConfig { channels: vec![16, 32], strides: vec![2, 2], pool, ..CnnConfig::default() }
     }
 
     #[test]
@@ -126,7 +137,9 @@ mod tests {
 
     #[test]
     fn spatial_softmax_learns_where_a_dot_is() {
-        check_finds_a_dot(&VisionConfig::Cnn(small(Pooling::SpatialSoftmax { keypoints: 8 })));
+        let f32 = small(Pooling::SpatialSoftmax { keypoints: 8 });
+        check_finds_a_dot(&VisionConfig::Cnn(f32.clone()));
+        check_finds_a_dot(&VisionConfig::Cnn(CnnConfig { bf16: true, ..f32 }));
     }
 
     #[test]

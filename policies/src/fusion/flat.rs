@@ -41,7 +41,10 @@ impl Fusion for Flat {
     fn fuse(&self, modalities: &[Tensor]) -> Result<Context, PolicyError> {
         expect_modalities(&self.modalities, modalities)?;
         let flat: Vec<Tensor> = modalities.iter().map(|m| m.flatten(1, -1)).collect();
-        let pooled = Tensor::cat(&flat, 1);
+        let pooled = match flat.as_slice() {
+            [one] => one.shallow_clone(),
+            several => Tensor::cat(several, 1),
+        };
         Ok(Context { tokens: pooled.unsqueeze(1), pooled })
     }
 }

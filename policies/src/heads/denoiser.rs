@@ -191,24 +191,13 @@ struct ResidualBlock {
     norm: LayerNorm,
     fc1: Linear,
     fc2: Linear,
-    bf16: bool,
 }
 
 impl ResidualBlock {
     fn forward(&self, x: &Tensor) -> Tensor {
         let h = self.norm.forward(x);
-        if self.bf16 {
-            let h = linear_bf16(&self.fc1, &h.to_kind(Kind::BFloat16)).silu();
-            x + linear_bf16(&self.fc2, &h).to_kind(Kind::Float)
-        } else {
-            x + self.fc2.forward(&self.fc1.forward(&h).silu())
-        }
+        x + self.fc2.forward(&self.fc1.forward(&h).silu()).to_kind(Kind::Float)
     }
-}
-
-fn linear_bf16(layer: &Linear, x: &Tensor) -> Tensor {
-    let bias = layer.bias.as_ref().map(|b| b.to_kind(Kind::BFloat16));
-    x.linear(&layer.weight.to_kind(Kind::BFloat16), bias)
 }
 
 /// The chunk, the context and the level, concatenated, through residual blocks.
@@ -236,15 +225,15 @@ impl MlpDenoiser {
             let scope = scope.sub("blocks").sub(i);
             ResidualBlock {
                 norm: LayerNorm::new(&scope.sub("norm"), width, 1e-5),
-                fc1: Linear::new(&scope.sub("fc1"), width, width * expansion),
+                fc1: Linear::new(&scope.sub("fc1"), width, width * expansion).in_bf16(bf16),
                 fc2: Linear::with_init(
                     &scope.sub("fc2"),
                     width * expansion,
                     width,
                     Init::Zeros,
                     true,
-                ),
-                bf16,
+                )
+                .in_bf16(bf16),
             }
         };
         Self {

@@ -78,6 +78,11 @@ impl Params {
         self.finish_backward();
     }
 
+    /// Whether stacks await their backward pass, which [`Params::gradients`] then runs.
+    pub(crate) fn has_checkpoints(&self) -> bool {
+        !self.runtime().tapes.borrow().is_empty()
+    }
+
     fn finish_backward(&self) {
         // A stack's gradient may pass into an earlier one.
         loop {
@@ -97,7 +102,7 @@ impl Params {
         loss: &Tensor,
         wanted: &[Tensor],
     ) -> Result<Vec<Tensor>, tch::TchError> {
-        if self.runtime().tapes.borrow().is_empty() {
+        if !self.has_checkpoints() {
             return Tensor::f_run_backward(&[loss], wanted, false, false);
         }
         let clear = || {

@@ -41,6 +41,17 @@ impl Activation {
             Self::QuickGelu => x * (x * 1.702).sigmoid(),
         }
     }
+
+    /// The same for what nobody else holds: in place where the derivative does not need it.
+    pub fn consume(self, x: Tensor) -> Tensor {
+        match self {
+            Self::Relu => {
+                let mut x = x;
+                x.relu_()
+            }
+            other => other.apply(&x),
+        }
+    }
 }
 
 /// `y = x Wᵀ + b`, `[.., in] -> [.., out]`, and an adapter's part if [`super::lora`] gave it one.
@@ -51,6 +62,7 @@ pub struct Linear {
     /// `[out]`.
     pub bias: Option<Tensor>,
     lora: Option<Lora>,
+    compute: Option<Kind>,
     runtime: RuntimeRef,
 }
 
@@ -74,19 +86,30 @@ impl Linear {
         };
         let bias = bias.then(|| scope.param("bias", &[outputs], bias_init));
         let lora = Lora::new(scope, inputs, outputs);
-        Self { weight, bias, lora, runtime: scope.params().runtime() }
+        Self { weight, bias, lora, compute: None, runtime: scope.params().runtime() }
+    }
+
+    /// Whether this layer computes in bf16, whatever the others do ([`Params::set_compute`]): its parameters stay f32, what it
+    /// returns is bf16.
+    ///
+    /// [`Params::set_compute`]: super::Params::set_compute
+    #[must_use]
+    pub fn in_bf16(mut self, on: bool) -> Self {
+        self.compute = on.then_some(Kind::BFloat16);
+        self
     }
 
     /// `[.., in] -> [.., out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = match self.runtime.compute.get() {
+        let compute = self.compute.or(self.runtime.compute.get());
+        let y = match compute {
             Some(kind) => {
                 let bias = self.bias.as_ref().map(|b| b.to_kind(kind));
                 x.to_kind(kind).linear(&self.weight.to_kind(kind), bias.as_ref())
             }
             None => x.linear(&self.weight, self.bias.as_ref()),
         };
-        match self.lora.as_ref().and_then(|lora| lora.forward(x, &self.runtime)) {
+        match self.lora.as_ref().and_then(|lora| lora.forward(x, compute, &self.runtime)) {
             Some(delta) => y + delta,
             None => y,
         }
@@ -124,6 +147,7 @@ pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
     groups: i64,
+    compute: Option<Kind>,
 }
 
 impl GroupNorm {
@@ -133,13 +157,22 @@ impl GroupNorm {
             weight: scope.param("weight", &[channels], Init::Ones),
             bias: scope.param("bias", &[channels], Init::Zeros),
             groups,
+            compute: None,
         }
+    }
+
+    /// Whether this layer computes in bf16, its sums in f32; parameters stay f32, what it returns is bf16.
+    #[must_use]
+    pub fn in_bf16(mut self, on: bool) -> Self {
+        self.compute = on.then_some(Kind::BFloat16);
+        self
     }
 
     /// `[B, C, ..] -> [B, C, ..]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let x = x.to_kind(self.weight.kind());
-        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), 1e-5, false)
+        let kind = self.compute.unwrap_or(self.weight.kind());
+        let (weight, bias) = (self.weight.to_kind(kind), self.bias.to_kind(kind));
+        x.to_kind(kind).group_norm(self.groups, Some(&weight), Some(&bias), 1e-5, false)
     }
 }
 
@@ -169,9 +202,9 @@ fn cast(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    runtime: &RuntimeRef,
+    compute: Option<Kind>,
 ) -> (Tensor, Tensor, Option<Tensor>) {
-    match runtime.compute.get() {
+    match compute {
         Some(kind) => (x.to_kind(kind), weight.to_kind(kind), bias.map(|b| b.to_kind(kind))),
         None => (x.shallow_clone(), weight.shallow_clone(), bias.map(Tensor::shallow_clone)),
     }
@@ -209,7 +242,7 @@ impl Conv1d {
 
     /// `[B, C_in, T] -> [B, C_out, T']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (x, w, b) = cast(x, &self.weight, Some(&self.bias), &self.runtime);
+        let (x, w, b) = cast(x, &self.weight, Some(&self.bias), self.runtime.compute.get());
         x.conv1d(&w, b.as_ref(), self.stride, self.padding, 1, 1)
     }
 }
@@ -246,7 +279,7 @@ impl ConvTranspose1d {
 
     /// `[B, C_in, T] -> [B, C_out, T']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (x, w, b) = cast(x, &self.weight, Some(&self.bias), &self.runtime);
+        let (x, w, b) = cast(x, &self.weight, Some(&self.bias), self.runtime.compute.get());
         x.conv_transpose1d(&w, b.as_ref(), self.stride, self.padding, 0, 1, 1)
     }
 }
@@ -258,6 +291,7 @@ pub struct Conv2d {
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+    compute: Option<Kind>,
     runtime: RuntimeRef,
 }
 
@@ -278,6 +312,7 @@ impl Conv2d {
             bias: bias.then(|| scope.param("bias", &[outputs], Init::Uniform { bound })),
             stride,
             padding,
+            compute: None,
             runtime: scope.params().runtime(),
         }
     }
@@ -295,13 +330,22 @@ impl Conv2d {
         let std = (2.0 / (outputs * kernel * kernel) as f64).sqrt();
         let shape = [outputs, inputs, kernel, kernel];
         let weight = scope.param("weight", &shape, Init::Normal { std });
-        Self { weight, bias: None, stride, padding, runtime: scope.params().runtime() }
+        let runtime = scope.params().runtime();
+        Self { weight, bias: None, stride, padding, compute: None, runtime }
+    }
+
+    /// Whether this layer computes in bf16; as [`Linear::in_bf16`].
+    #[must_use]
+    pub fn in_bf16(mut self, on: bool) -> Self {
+        self.compute = on.then_some(Kind::BFloat16);
+        self
     }
 
     /// `[B, C_in, H, W] -> [B, C_out, H', W']`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (s, p) = ([self.stride; 2], [self.padding; 2]);
-        let (x, w, b) = cast(x, &self.weight, self.bias.as_ref(), &self.runtime);
+        let compute = self.compute.or(self.runtime.compute.get());
+        let (x, w, b) = cast(x, &self.weight, self.bias.as_ref(), compute);
         x.conv2d(&w, b.as_ref(), s, p, [1, 1], 1)
     }
 }
@@ -349,7 +393,7 @@ impl Mlp {
         let mut x = x.shallow_clone();
         for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                x = self.activation.apply(&x);
+                x = self.activation.consume(x);
             }
             x = layer.forward(&x);
         }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::runtime::RuntimeRef;
 use super::{Init, Params, Scope};
@@ -267,12 +267,17 @@ impl Lora {
         Some(Self { a, b, scale, dropout: config.dropout })
     }
 
-    /// What is added to the layer's output.
-    pub(crate) fn forward(&self, x: &Tensor, runtime: &RuntimeRef) -> Option<Tensor> {
+    /// What is added to the layer's output; `compute` is what the layer computes in.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        compute: Option<Kind>,
+        runtime: &RuntimeRef,
+    ) -> Option<Tensor> {
         if runtime.merged.get() {
             return None;
         }
-        let kind = runtime.compute.get().unwrap_or_else(|| x.kind());
+        let kind = compute.unwrap_or_else(|| x.kind());
         let mut x = x.to_kind(kind);
         if self.dropout > 0.0
             && let Some(noise) = runtime.dropout.borrow_mut().as_mut()
@@ -410,7 +415,7 @@ pub fn save_peft(folder: &Path, params: &Params, base_model: &str) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::NoiseStream;
@@ -446,6 +451,27 @@ mod tests {
         mlp.forward(&x).sum(None::<Kind>).backward();
         assert!(!params.get("mlp.0.weight").unwrap().grad().defined());
         assert!(params.get("mlp.1.lora_B.weight").unwrap().grad().defined());
+    }
+
+    #[test]
+    fn a_layer_in_bf16_keeps_its_adapter() {
+        let params = Params::new(Device::Cpu, 0);
+        params.set_lora(Some(LoraConfig::new(2, 4.0, Targets::AllLinear))).unwrap();
+        let exact = Linear::new(&params.root().sub("fc"), 4, 3);
+        let again = Params::new(Device::Cpu, 0);
+        again.set_lora(Some(LoraConfig::new(2, 4.0, Targets::AllLinear))).unwrap();
+        let half = Linear::new(&again.root().sub("fc"), 4, 3).in_bf16(true);
+        let x = NoiseStream::new(0).normal(&[5, 4], Device::Cpu);
+        let away = || {
+            let (a, b) = (exact.forward(&x), half.forward(&x));
+            assert_eq!((a.kind(), b.kind()), (Kind::Float, Kind::BFloat16));
+            (a - b.to_kind(Kind::Float)).abs().max().double_value(&[])
+        };
+        assert!((1e-5..0.05).contains(&away()), "bf16 holds 8 bits: {}", away());
+        perturb(&params);
+        assert!(away() > 0.1, "one adapter alone moved");
+        perturb(&again);
+        assert!(away() < 0.2, "{}", away());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct ParamGroup {
     pub weight_decay: Option<f64>,
 }
 
+/// Up to so many numbers are summed here rather than by libtorch, which has several threads and needs 5 µs to start.
+const SMALL: usize = 1 << 16;
+
 fn unit() -> f64 {
     1.0
 }
@@ -110,6 +113,49 @@ impl AdamWConfig {
         let hit = |g: &ParamGroup| g.names.iter().any(|pattern| matches(pattern, name));
         self.groups.iter().position(hit).unwrap_or(self.groups.len())
     }
+}
+
+/// The Euclidean norm; of a small tensor without a kernel, whose start costs more than the sum.
+fn norm(x: &Tensor) -> f64 {
+    if x.device() == Device::Cpu && x.kind() == Kind::Float && x.numel() <= SMALL {
+        return fused::sum_of_squares(&x.contiguous()).sqrt();
+    }
+    x.norm().double_value(&[])
+}
+
+/// [`AdamW::accumulate`] for two models that have nothing in common, such as actor and critic, in one go: for small networks
+/// a backward pass costs little more than its start.
+///
+/// # Errors
+/// As [`AdamW::accumulate`].
+pub fn accumulate_both(
+    (first, first_loss): (&mut AdamW, &Tensor),
+    (second, second_loss): (&mut AdamW, &Tensor),
+) -> Result<(), PolicyError> {
+    if first.params.has_checkpoints() || second.params.has_checkpoints() {
+        first.accumulate(first_loss)?;
+        return second.accumulate(second_loss);
+    }
+    expect_differentiable(first_loss)?;
+    expect_differentiable(second_loss)?;
+    let wanted: Vec<&Tensor> = first.flat.params().iter().chain(second.flat.params()).collect();
+    let mut grads = Tensor::f_run_backward(&[first_loss, second_loss], &wanted, false, false)
+        .map_err(|e| undifferentiable(&e.to_string()))?;
+    second.add(grads.split_off(first.flat.params().len()));
+    first.add(grads);
+    Ok(())
+}
+
+fn expect_differentiable(loss: &Tensor) -> Result<(), PolicyError> {
+    // libtorch's engine follows the edge of a constant into nowhere.
+    if !loss.requires_grad() || loss.numel() != 1 {
+        return Err(undifferentiable("it must be one number that depends on the parameters"));
+    }
+    Ok(())
+}
+
+fn undifferentiable(error: &str) -> PolicyError {
+    PolicyError::Config { detail: format!("differentiate the loss: {error}") }
 }
 
 /// Whether `pattern`, in which `*` stands for any run of characters, is the whole of `name`.
@@ -207,6 +253,22 @@ impl AdamW {
         &self.flat
     }
 
+    /// Moves the trainable parameters of `twin`, a model of the same shape, into a buffer laid out like this one's, so that the
+    /// two can be mixed in one go.
+    ///
+    /// # Errors
+    /// [`PolicyError::Config`] for a model of another shape.
+    pub fn lay_out(&self, twin: &Params) -> Result<FlatParams, PolicyError> {
+        let groups = self.config.groups.len() + 1;
+        let flat = FlatParams::new(twin, groups, |name| self.config.group_of(name))?;
+        if flat.slots() != self.flat.slots() {
+            return Err(PolicyError::Config {
+                detail: "lay two models out alike: their parameters differ".to_owned(),
+            });
+        }
+        Ok(flat)
+    }
+
     /// Updates applied so far.
     pub fn steps(&self) -> u64 {
         self.step
@@ -217,19 +279,21 @@ impl AdamW {
     /// # Errors
     /// [`PolicyError::Config`] if `loss` does not depend on any parameter, or libtorch refuses.
     pub fn accumulate(&mut self, loss: &Tensor) -> Result<(), PolicyError> {
-        let failed = |error: String| PolicyError::Config {
-            detail: format!("differentiate the loss: {error}"),
-        };
-        // libtorch's engine follows the edge of a constant into nowhere.
-        if !loss.requires_grad() || loss.numel() != 1 {
-            return Err(failed("it must be one number that depends on the parameters".to_owned()));
-        }
-        let grads =
-            self.params.gradients(loss, self.flat.params()).map_err(|e| failed(e.to_string()))?;
+        expect_differentiable(loss)?;
+        let grads = self
+            .params
+            .gradients(loss, self.flat.params())
+            .map_err(|e| undifferentiable(&e.to_string()))?;
+        self.add(grads);
+        Ok(())
+    }
+
+    /// Adds what [`Self::accumulate`] adds, gradients at hand.
+    fn add(&mut self, grads: Vec<Tensor>) {
         let _guard = tch::no_grad_guard();
         if self.grads.is_empty() {
             self.grads = grads;
-            return Ok(());
+            return;
         }
         for (sum, grad) in self.grads.iter_mut().zip(grads) {
             // Not in place: two parameters may share one gradient's memory.
@@ -239,7 +303,6 @@ impl AdamW {
                 _ => {}
             }
         }
-        Ok(())
     }
 
     /// Forgets what was accumulated.
@@ -260,7 +323,7 @@ impl AdamW {
     /// not at all.
     pub fn broken(&self) -> Option<String> {
         let _guard = tch::no_grad_guard();
-        let bad = |grad: &Tensor| grad.defined() && !grad.norm().double_value(&[]).is_finite();
+        let bad = |grad: &Tensor| grad.defined() && !norm(grad).is_finite();
         let slots = self.flat.slots().iter().zip(&self.grads);
         slots
             .filter(|(_, grad)| bad(grad))
@@ -284,11 +347,8 @@ impl AdamW {
             grads = self.parts.iter().map(part).collect();
         }
         // As `clip_grad_norm_`: the norm of norms.
-        let norms: Vec<Tensor> = grads.iter().filter(|g| g.defined()).map(Tensor::norm).collect();
-        let grad_norm = match norms.as_slice() {
-            [] => 0.0,
-            norms => Tensor::stack(norms, 0).norm().double_value(&[]),
-        };
+        let squares = grads.iter().filter(|g| g.defined()).map(|g| norm(g).powi(2));
+        let grad_norm = squares.sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             return Step::Dropped { tensor: self.first_non_finite(&grads) };
         }

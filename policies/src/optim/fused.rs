@@ -1,7 +1,7 @@
 //! AdamW's arithmetic in one pass over memory, for parameters on a CPU.
 //!
 //! As tensor operations an update reads and writes every buffer a dozen times; this reads and writes each once (measured by
-//! `optimizer_cost` in this module's tests). Elements do not depend on each other and no product is fused with a sum, so
+//! `cargo bench -p simloop-policies --bench optimizer`). Elements do not depend on each other and no product is fused with a sum, so
 //! the result is the same for every instruction set.
 
 use tch::{Device, Kind, Tensor};
@@ -57,11 +57,60 @@ pub(super) fn update(
             std::slice::from_raw_parts_mut(exp_avg_sq.data_ptr().cast::<f32>(), n),
         )
     };
-    run(p, g, m, v, c);
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(n / PER_THREAD).max(1);
+    let size = n.div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let pieces =
+            p.chunks_mut(size).zip(g.chunks(size)).zip(m.chunks_mut(size)).zip(v.chunks_mut(size));
+        for (i, (((p, g), m), v)) in pieces.enumerate() {
+            // The last piece is for this thread.
+            if i + 1 == threads {
+                run(p, g, m, v, c);
+            } else {
+                scope.spawn(move || run(p, g, m, v, c));
+            }
+        }
+    });
+}
+
+/// Numbers that are worth a thread of their own: a quarter of a millisecond.
+const PER_THREAD: usize = 1 << 19;
+
+/// `Σ x²` of a contiguous f32 tensor on the CPU, in f64; the same bits on every processor.
+pub(super) fn sum_of_squares(x: &Tensor) -> f64 {
+    assert!(
+        x.kind() == Kind::Float && x.device() == Device::Cpu && x.is_contiguous(),
+        "gradients are contiguous f32 on the CPU"
+    );
+    #[expect(unsafe_code, reason = "tch lends a tensor's memory by pointer only")]
+    // SAFETY: contiguous f32 on the CPU (checked above), kept alive by its borrow; nothing writes to it meanwhile.
+    let x = unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) };
+    // Eight sums side by side, so that the compiler may use wide registers in the order written here.
+    let mut lanes = [0f64; 8];
+    let chunks = x.chunks_exact(8);
+    let rest: f64 = chunks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(v) * f64::from(v);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
 }
 
 /// Picks the widest instructions that this processor has.
 fn run(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        #[expect(
+            unsafe_code,
+            reason = "a function compiled for AVX-512 may run on processors that have it"
+        )]
+        // SAFETY: the feature was detected.
+        unsafe {
+            run_avx512(p, g, m, v, c);
+        }
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         #[expect(
@@ -74,6 +123,12 @@ fn run(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) 
         }
         return;
     }
+    each(p, g, m, v, c);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn run_avx512(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
     each(p, g, m, v, c);
 }
 
