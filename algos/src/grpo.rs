@@ -19,13 +19,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
 use simloop_policies::StochasticActor;
-use simloop_policies::optim::{AdamW, AdamWConfig};
+use simloop_policies::optim::{AdamW, AdamWConfig, Step};
 use tch::Tensor;
 
 use crate::advantage::{GroupBaseline, group_relative};
-use crate::policy_gradient::{Decisions, Moved, Sums, SurrogateConfig, minibatches, step};
+use crate::policy_gradient::{Decisions, Pass, Sums, SurrogateConfig, all_or_nothing, policy_loss};
 use crate::ppo::adam;
-use crate::{AlgoError, LearnerState, Metrics, OnPolicy, Trajectory, Update};
+use crate::{AlgoError, Learner, LearnerState, Metrics, OnPolicy, Trajectory, Update};
 
 /// How to learn by GRPO.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,37 +104,34 @@ impl<A: StochasticActor> Grpo<A> {
         Ok(judged)
     }
 
+    /// All passes of update `update`; the tensor's name if something was not finite.
     fn passes(
         &mut self,
+        update: u64,
         decisions: &Decisions,
         advantage: &Tensor,
         sums: &mut Sums,
     ) -> Result<Option<String>, AlgoError> {
         let surrogate = &self.config.surrogate;
         for epoch in 0..surrogate.epochs {
-            for index in
-                minibatches(&self.seeds, self.updates, epoch, decisions.len(), surrogate.minibatch)
-            {
-                let rows = Tensor::from_slice(&index).to_device(advantage.device());
-                let moved = step(
-                    &self.actor,
-                    self.reference.as_ref(),
-                    &mut self.optim,
-                    self.config.actor.learning_rate,
-                    surrogate,
-                    decisions,
-                    &index,
-                    &advantage.index_select(0, &rows),
-                    sums,
-                )?;
-                match moved {
-                    Moved::No { tensor } => return Ok(Some(tensor)),
-                    Moved::Yes { approx_kl } => {
-                        if surrogate.target_kl.is_some_and(|target| approx_kl > 1.5 * target) {
-                            sums.add("train/kl_stop", 1.0);
-                            return Ok(None);
-                        }
-                    }
+            let pass = Pass::new(decisions, &self.seeds, update, epoch, surrogate.minibatch);
+            for (i, advantage) in pass.cut(advantage).iter().enumerate() {
+                let reference = self.reference.as_ref();
+                let minibatch = pass.minibatch(i);
+                let policy =
+                    policy_loss(&self.actor, reference, surrogate, &minibatch, advantage, sums)?;
+                let policy = match policy {
+                    Ok(policy) => policy,
+                    Err(tensor) => return Ok(Some(tensor)),
+                };
+                self.optim.accumulate(&policy.loss)?;
+                match self.optim.step(self.config.actor.learning_rate) {
+                    Step::Dropped { tensor } => return Ok(Some(tensor)),
+                    Step::Applied { grad_norm } => sums.add("train/grad_norm", grad_norm),
+                }
+                if surrogate.target_kl.is_some_and(|target| policy.approx_kl > 1.5 * target) {
+                    sums.add("train/kl_stop", 1.0);
+                    return Ok(None);
                 }
             }
         }
@@ -142,7 +139,7 @@ impl<A: StochasticActor> Grpo<A> {
     }
 }
 
-impl<A: StochasticActor> OnPolicy for Grpo<A> {
+impl<A: StochasticActor> Learner for Grpo<A> {
     type Actor = A;
 
     fn actor(&self) -> &A {
@@ -151,48 +148,6 @@ impl<A: StochasticActor> OnPolicy for Grpo<A> {
 
     fn actor_mut(&mut self) -> &mut A {
         &mut self.actor
-    }
-
-    fn update(&mut self, trajectories: &[Trajectory]) -> Result<Update, AlgoError> {
-        if let Some(bad) = trajectories.iter().find(|t| !t.ret.is_finite()) {
-            self.updates += 1;
-            return Ok(Update::Dropped { tensor: format!("the return of {}", bad.env) });
-        }
-        let Judged { kept, used, groups } = self.judge(trajectories)?;
-        let mut metrics = Metrics::from([
-            ("train/groups_used", used as f64),
-            ("train/groups_filtered", (groups - used) as f64),
-            ("train/lr", self.config.actor.learning_rate),
-        ]);
-        if kept.is_empty() {
-            // Nothing to learn is no fault: every group agreed.
-            self.updates += 1;
-            return Ok(Update::Applied(metrics));
-        }
-        let (data, advantages): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
-        let decisions = Decisions::stack(&self.actor, &data)?;
-        if let Some(tensor) = decisions.not_finite() {
-            self.updates += 1;
-            return Ok(Update::Dropped { tensor: format!("`{tensor}` of the rollout") });
-        }
-        let spread: Vec<f32> = data
-            .iter()
-            .zip(&advantages)
-            .flat_map(|(t, &a)| std::iter::repeat_n(a, t.transitions.len()))
-            .collect();
-        let advantage = Tensor::from_slice(&spread).to_device(self.actor.params().device());
-        let before = self.state();
-        let mut sums = Sums::default();
-        if let Some(tensor) = self.passes(&decisions, &advantage, &mut sums)? {
-            let updates = self.updates + 1;
-            self.load_state(&before)?;
-            self.updates = updates;
-            return Ok(Update::Dropped { tensor });
-        }
-        self.updates += 1;
-        metrics.extend(sums.means());
-        metrics.insert("train/decisions", decisions.len() as f64);
-        Ok(Update::Applied(metrics))
     }
 
     fn updates(&self) -> u64 {
@@ -219,6 +174,45 @@ impl<A: StochasticActor> OnPolicy for Grpo<A> {
         self.optim.load_state(state.set("actor_optimizer")?)?;
         self.updates = state.counter("updates")?;
         Ok(())
+    }
+}
+
+impl<A: StochasticActor> OnPolicy for Grpo<A> {
+    fn update(&mut self, trajectories: &[Trajectory]) -> Result<Update, AlgoError> {
+        let update = self.updates;
+        self.updates += 1;
+        if let Some(bad) = trajectories.iter().find(|t| !t.ret.is_finite()) {
+            return Ok(Update::Dropped { tensor: format!("the return of {}", bad.env) });
+        }
+        let Judged { kept, used, groups } = self.judge(trajectories)?;
+        let mut metrics = Metrics::from([
+            ("train/groups_used", used as f64),
+            ("train/groups_filtered", (groups - used) as f64),
+            ("train/lr", self.config.actor.learning_rate),
+        ]);
+        if kept.is_empty() {
+            // Nothing to learn is no fault: every group agreed.
+            return Ok(Update::Applied(metrics));
+        }
+        let (data, advantages): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+        let decisions = Decisions::stack(&self.actor, &data, self.config.surrogate.ratio)?;
+        if let Some(tensor) = decisions.not_finite() {
+            return Ok(Update::Dropped { tensor: format!("`{tensor}` of the rollout") });
+        }
+        let spread: Vec<f32> = data
+            .iter()
+            .zip(&advantages)
+            .flat_map(|(t, &a)| std::iter::repeat_n(a, t.transitions.len()))
+            .collect();
+        let advantage = Tensor::from_slice(&spread).to_device(self.actor.params().device());
+        let passes =
+            |grpo: &mut Self, sums: &mut Sums| grpo.passes(update, &decisions, &advantage, sums);
+        match all_or_nothing(self, passes)? {
+            Ok(means) => metrics.extend(means),
+            Err(tensor) => return Ok(Update::Dropped { tensor }),
+        }
+        metrics.insert("train/decisions", decisions.len() as f64);
+        Ok(Update::Applied(metrics))
     }
 }
 

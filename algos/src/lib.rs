@@ -9,7 +9,7 @@
 //! | [`ppo`], [`grpo`] | policy gradients from rollouts; [`policy_gradient`] is what they share |
 //! | [`sac`], [`replay`] | off-policy learning from chunks, and what it remembers |
 //! | [`dagger`] | who acts and what is labelled when an expert teaches the learner's states |
-//! | [`OnPolicy`], [`LearnerState`] | what the on-policy loop asks of them; what every learner keeps for later |
+//! | [`Learner`], [`OnPolicy`], [`LearnerState`] | what the loops ask of them; what every learner keeps for later |
 //! | [`ActionError`] | distance between predicted and demonstrated chunks |
 //! | [`loss`] | masked means; clipped surrogate, value, divergence, soft actor-critic, as pure functions |
 //! | [`advantage`] | generalised and group-relative advantage estimation, as pure functions |
@@ -17,7 +17,6 @@
 mod action_error;
 mod error;
 mod learner;
-mod on_policy;
 mod trajectory;
 
 pub mod advantage;
@@ -34,8 +33,7 @@ pub use action_error::ActionError;
 pub use bc::{Bc, BcConfig};
 pub use error::AlgoError;
 pub use grpo::{Grpo, GrpoConfig};
-pub use learner::{LearnerState, Metrics, Update};
-pub use on_policy::OnPolicy;
+pub use learner::{Learner, LearnerState, Metrics, OnPolicy, Update};
 pub use ppo::{Ppo, PpoConfig};
 pub use sac::{Sac, SacConfig};
 pub use trajectory::{Trajectory, Transition};

@@ -1,14 +1,13 @@
-//! What PPO and GRPO share: decisions as tensors, and the step of the policy along the clipped surrogate.
+//! What PPO and GRPO share: decisions as tensors, passes over them, and the policy's loss.
 
 use rand::seq::SliceRandom as _;
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
-use simloop_policies::optim::{AdamW, Step};
 use simloop_policies::{ObsBatch, StochasticActor};
 use tch::{Kind, Tensor};
 
-use crate::loss::{Clip, clipped_surrogate, kl_to_reference};
-use crate::{AlgoError, Metrics, Trajectory};
+use crate::loss::{Clip, clipped_surrogate, kl_to_reference, normalized};
+use crate::{AlgoError, Learner, Metrics, Trajectory};
 
 /// What one probability ratio is taken of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +86,8 @@ pub(crate) struct Decisions {
     pub obs: ObsBatch,
     /// `[N, L]`.
     pub latent: Tensor,
-    /// `[N, K]`.
-    pub log_prob: Tensor,
+    /// Log-probs of what a ratio is taken of, by the policy that acted: `[N, K]`, or `[N, 1]` for whole decisions.
+    pub old: Tensor,
     /// 1 where a term belongs to an action that was executed, `[N, K]`.
     pub valid: Tensor,
 }
@@ -98,6 +97,7 @@ impl Decisions {
     pub(crate) fn stack<A: StochasticActor>(
         actor: &A,
         trajectories: &[&Trajectory],
+        ratio: Ratio,
     ) -> Result<Self, AlgoError> {
         let device = actor.params().device();
         let terms = actor.terms();
@@ -114,11 +114,16 @@ impl Decisions {
                 terms.iter().map(move |row| f32::from(u8::from(row.is_none_or(|r| r < steps))))
             })
             .collect();
+        let valid = Tensor::from_slice(&valid).reshape([n as i64, -1]).to_device(device);
+        let log_prob = flat(&|t| &t.log_prob);
         Ok(Self {
             obs: ObsBatch::stack(&windows, actor.cameras(), device)?,
             latent: flat(&|t| &t.latent),
-            log_prob: flat(&|t| &t.log_prob),
-            valid: Tensor::from_slice(&valid).reshape([n as i64, -1]).to_device(device),
+            old: match ratio {
+                Ratio::Token => log_prob,
+                Ratio::Chunk => whole(&log_prob, &valid),
+            },
+            valid,
         })
     }
 
@@ -129,85 +134,161 @@ impl Decisions {
     /// Which input is not finite, if any.
     pub(crate) fn not_finite(&self) -> Option<&'static str> {
         let bad = |t: &Tensor| t.isfinite().all().int64_value(&[]) == 0;
-        [("proprio", &self.obs.proprio), ("latent", &self.latent), ("log_prob", &self.log_prob)]
+        [("proprio", &self.obs.proprio), ("latent", &self.latent), ("log_prob", &self.old)]
             .into_iter()
             .find_map(|(name, tensor)| bad(tensor).then_some(name))
     }
 }
 
-/// A gradient step's outcome.
-pub(crate) enum Moved {
-    /// With the divergence from the policy that acted.
-    Yes {
-        approx_kl: f64,
-    },
-    No {
-        tensor: String,
-    },
+/// The log-prob of each whole decision, `[N, 1]`: the sum over its executed terms.
+fn whole(log_prob: &Tensor, valid: &Tensor) -> Tensor {
+    (log_prob * valid).sum_dim_intlist(1, true, Kind::Float)
 }
 
-/// Moves `actor` one step along the surrogate on the decisions `index`; `advantage` is `[n]`, already chosen and scaled.
-#[expect(clippy::too_many_arguments, reason = "the parts of a step, each used as it is")]
+/// One pass over all decisions in an order of its own. Everything is put into that order at once and cut into views, but for
+/// images, which are picked per minibatch: a second copy of them would cost memory.
+pub(crate) struct Pass<'a> {
+    all: &'a Decisions,
+    order: Vec<i64>,
+    rows: Tensor,
+    size: usize,
+    proprio: Vec<Tensor>,
+    latent: Vec<Tensor>,
+    old: Vec<Tensor>,
+    valid: Vec<Tensor>,
+}
+
+impl<'a> Pass<'a> {
+    /// Pass `epoch` of update `update`, in minibatches of `size`.
+    pub(crate) fn new(
+        all: &'a Decisions,
+        seeds: &SeedTree,
+        update: u64,
+        epoch: usize,
+        size: usize,
+    ) -> Self {
+        let mut order: Vec<i64> = (0..all.len() as i64).collect();
+        order.shuffle(&mut seeds.index(update).index(epoch as u64).rng());
+        let rows = Tensor::from_slice(&order).to_device(all.latent.device());
+        let cut = |t: &Tensor| t.index_select(0, &rows).split(size as i64, 0);
+        Self {
+            all,
+            size,
+            proprio: cut(&all.obs.proprio),
+            latent: cut(&all.latent),
+            old: cut(&all.old),
+            valid: cut(&all.valid),
+            rows,
+            order,
+        }
+    }
+
+    /// Minibatches.
+    pub(crate) fn len(&self) -> usize {
+        self.latent.len()
+    }
+
+    /// A number per decision, `[N]`, cut alike.
+    pub(crate) fn cut(&self, column: &Tensor) -> Vec<Tensor> {
+        column.index_select(0, &self.rows).split(self.size as i64, 0)
+    }
+
+    /// The same, normalised within each minibatch.
+    pub(crate) fn cut_normalized(&self, column: &Tensor) -> Vec<Tensor> {
+        let column = column.index_select(0, &self.rows);
+        let size = self.size as i64;
+        let full = self.order.len() as i64 / size * size;
+        let head = normalized(&column.narrow(0, 0, full).reshape([-1, size])).flatten(0, 1);
+        let tail = normalized(&column.narrow(0, full, column.size()[0] - full));
+        Tensor::cat(&[head, tail], 0).split(size, 0)
+    }
+
+    /// Minibatch `i`.
+    pub(crate) fn minibatch(&self, i: usize) -> Decisions {
+        let start = i * self.size;
+        let order = &self.order[start..(start + self.size).min(self.order.len())];
+        let obs = &self.all.obs;
+        let pick =
+            |t: &Tensor| t.index_select(0, &self.rows.narrow(0, start as i64, order.len() as i64));
+        let instructions = order.iter().map(|&row| obs.instructions[row as usize].clone());
+        Decisions {
+            obs: ObsBatch {
+                images: obs.images.iter().map(|(name, t)| (name.clone(), pick(t))).collect(),
+                proprio: self.proprio[i].shallow_clone(),
+                instructions: instructions.collect(),
+            },
+            latent: self.latent[i].shallow_clone(),
+            old: self.old[i].shallow_clone(),
+            valid: self.valid[i].shallow_clone(),
+        }
+    }
+}
+
+/// What the policy is to go down, and how far it has gone.
+pub(crate) struct PolicyLoss {
+    /// Scalar, with gradient.
+    pub loss: Tensor,
+    /// Divergence from the policy that acted.
+    pub approx_kl: f64,
+}
+
+/// The loss of `actor` on `decisions`; `advantage` is `[n]`, already chosen and scaled. The inner error names what is not finite.
 #[expect(clippy::assign_op_pattern, reason = "tch would add in place, into a tensor of the graph")]
-pub(crate) fn step<A: StochasticActor>(
+pub(crate) fn policy_loss<A: StochasticActor>(
     actor: &A,
     reference: Option<&A>,
-    optim: &mut AdamW,
-    lr: f64,
     config: &SurrogateConfig,
     decisions: &Decisions,
-    index: &[i64],
     advantage: &Tensor,
     sums: &mut Sums,
-) -> Result<Moved, AlgoError> {
-    let device = advantage.device();
-    let rows = Tensor::from_slice(index).to_device(device);
-    let pick = |t: &Tensor| t.index_select(0, &rows);
-    let obs = decisions.obs.select(index);
-    let (latent, valid) = (pick(&decisions.latent), pick(&decisions.valid));
-    let density = actor.density(&obs, &latent)?;
-    let old = pick(&decisions.log_prob);
-    let (new, old, mask) = match config.ratio {
-        Ratio::Token => (density.log_prob.shallow_clone(), old, valid.shallow_clone()),
-        Ratio::Chunk => {
-            let sum = |t: &Tensor| (t * &valid).sum_dim_intlist(1, true, Kind::Float);
-            let (new, old) = (sum(&density.log_prob), sum(&old));
-            let ones = new.ones_like();
-            (new, old, ones)
-        }
+) -> Result<Result<PolicyLoss, String>, AlgoError> {
+    let Decisions { obs, latent, old, valid } = decisions;
+    let density = actor.density(obs, latent)?;
+    let (new, mask) = match config.ratio {
+        Ratio::Token => (density.log_prob.shallow_clone(), Some(valid)),
+        Ratio::Chunk => (whole(&density.log_prob, valid), None),
     };
     let spread = advantage.unsqueeze(1).expand_as(&new);
     let clip = Clip { low: config.clip, high: config.clip_high.unwrap_or(config.clip) };
-    let surrogate = clipped_surrogate(&new, &old, &spread, &mask, clip)?;
-    let mut loss = surrogate.loss.shallow_clone();
+    let surrogate = clipped_surrogate(&new, old, &spread, mask, clip)?;
+    let mut loss = surrogate.loss;
     if config.entropy_coef != 0.0 || sums.want_entropy() {
-        let entropy = (&density.entropy * &valid).sum(Kind::Float) / index.len() as f64;
+        let entropy = (&density.entropy * valid).sum(Kind::Float) / decisions.len() as f64;
         sums.add("train/entropy", entropy.double_value(&[]));
         loss = loss - entropy * config.entropy_coef;
     }
     if config.kl_coef > 0.0
         && let Some(reference) = reference
     {
-        let before = tch::no_grad(|| reference.density(&obs, &latent))?.log_prob;
-        let kl = kl_to_reference(&density.log_prob, &before, &valid)?;
+        let before = tch::no_grad(|| reference.density(obs, latent))?.log_prob;
+        let kl = kl_to_reference(&density.log_prob, &before, valid)?;
         sums.add("train/kl_reference", kl.double_value(&[]));
         loss = loss + kl * config.kl_coef;
     }
     let value = loss.double_value(&[]);
     if !value.is_finite() {
-        optim.discard();
-        return Ok(Moved::No { tensor: "the policy's loss".to_owned() });
+        return Ok(Err("the policy's loss".to_owned()));
     }
-    optim.accumulate(&loss)?;
-    match optim.step(lr) {
-        Step::Applied { grad_norm } => {
-            sums.add("train/policy_loss", value);
-            sums.add("train/grad_norm", grad_norm);
-            sums.add("train/clip_fraction", surrogate.clip_fraction);
-            sums.add("train/approx_kl", surrogate.approx_kl);
-            Ok(Moved::Yes { approx_kl: surrogate.approx_kl })
+    sums.add("train/policy_loss", value);
+    sums.add("train/clip_fraction", surrogate.clip_fraction);
+    sums.add("train/approx_kl", surrogate.approx_kl);
+    Ok(Ok(PolicyLoss { loss, approx_kl: surrogate.approx_kl }))
+}
+
+/// Runs `passes` on `learner`; if it names a tensor that is not finite, everything is as before, bit for bit, and the name is
+/// the inner error.
+pub(crate) fn all_or_nothing<L: Learner>(
+    learner: &mut L,
+    passes: impl FnOnce(&mut L, &mut Sums) -> Result<Option<String>, AlgoError>,
+) -> Result<Result<Metrics, String>, AlgoError> {
+    let before = learner.state();
+    let mut sums = Sums::default();
+    match passes(learner, &mut sums)? {
+        Some(tensor) => {
+            learner.load_state(&before)?;
+            Ok(Err(tensor))
         }
-        Step::Dropped { tensor } => Ok(Moved::No { tensor }),
+        None => Ok(Ok(sums.means())),
     }
 }
 
@@ -230,17 +311,4 @@ impl Sums {
     pub(crate) fn means(&self) -> Metrics {
         self.0.iter().map(|(name, (sum, count))| (*name, sum / count)).collect()
     }
-}
-
-/// The decisions `0..n` in the order of pass `epoch` of update `update`, cut into minibatches.
-pub(crate) fn minibatches(
-    seeds: &SeedTree,
-    update: u64,
-    epoch: usize,
-    n: usize,
-    size: usize,
-) -> Vec<Vec<i64>> {
-    let mut order: Vec<i64> = (0..n as i64).collect();
-    order.shuffle(&mut seeds.index(update).index(epoch as u64).rng());
-    order.chunks(size).map(<[i64]>::to_vec).collect()
 }

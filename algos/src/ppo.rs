@@ -20,14 +20,14 @@
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
 use simloop_policies::critic::{ValueNet, values};
-use simloop_policies::optim::{AdamW, AdamWConfig, Schedule, Step};
+use simloop_policies::optim::{AdamW, AdamWConfig, Schedule, Step, accumulate_both};
 use simloop_policies::{ObsBatch, StochasticActor};
 use tch::Tensor;
 
 use crate::advantage::{GaeInput, gae};
-use crate::loss::{normalized, value_loss};
-use crate::policy_gradient::{Decisions, Moved, Sums, SurrogateConfig, minibatches, step};
-use crate::{AlgoError, LearnerState, Metrics, OnPolicy, Trajectory, Update};
+use crate::loss::value_loss;
+use crate::policy_gradient::{Decisions, Pass, Sums, SurrogateConfig, all_or_nothing, policy_loss};
+use crate::{AlgoError, Learner, LearnerState, OnPolicy, Trajectory, Update};
 
 #[cfg(doc)]
 use crate::policy_gradient::Ratio;
@@ -154,6 +154,7 @@ impl<A: StochasticActor> Ppo<A> {
     /// All passes over the data; the tensor's name if something was not finite.
     fn passes(
         &mut self,
+        update: u64,
         decisions: &Decisions,
         judged: &Judged,
         sums: &mut Sums,
@@ -163,51 +164,48 @@ impl<A: StochasticActor> Ppo<A> {
         let advantage = tensor(&judged.advantage);
         let (value, target) = (tensor(&judged.value), tensor(&judged.target));
         let surrogate = &self.config.surrogate;
-        let warm = self.updates >= self.config.critic_warmup;
-        let mut moving = warm;
+        let mut moving = update >= self.config.critic_warmup;
         let (lr_actor, lr_critic) =
             (self.config.actor.learning_rate, self.config.critic.learning_rate);
         for epoch in 0..surrogate.epochs {
-            for index in
-                minibatches(&self.seeds, self.updates, epoch, decisions.len(), surrogate.minibatch)
-            {
-                let rows = Tensor::from_slice(&index).to_device(device);
-                if moving {
-                    let mut chosen = advantage.index_select(0, &rows);
-                    if index.len() > 1 {
-                        chosen = normalized(&chosen);
-                    }
-                    let moved = step(
-                        &self.actor,
-                        self.reference.as_ref(),
-                        &mut self.actor_optim,
-                        lr_actor,
-                        surrogate,
-                        decisions,
-                        &index,
-                        &chosen,
-                        sums,
-                    )?;
-                    match moved {
-                        Moved::No { tensor } => return Ok(Some(tensor)),
-                        Moved::Yes { approx_kl } => {
-                            if surrogate.target_kl.is_some_and(|target| approx_kl > 1.5 * target) {
-                                // The critic may still learn from what is left.
-                                moving = false;
-                                sums.add("train/kl_stop", 1.0);
-                            }
-                        }
-                    }
-                }
-                let seen = self.critic.value(&decisions.obs.select(&index))?;
-                let pick = |t: &Tensor| t.index_select(0, &rows);
-                let loss =
-                    value_loss(&seen, &pick(&value), &pick(&target), self.config.clip_value)?;
-                let number = loss.double_value(&[]);
+            let pass = Pass::new(decisions, &self.seeds, update, epoch, surrogate.minibatch);
+            let advantages = pass.cut_normalized(&advantage);
+            let (values, targets) = (pass.cut(&value), pass.cut(&target));
+            for i in 0..pass.len() {
+                let minibatch = pass.minibatch(i);
+                let seen = self.critic.value(&minibatch.obs)?;
+                let critic = value_loss(&seen, &values[i], &targets[i], self.config.clip_value)?;
+                let number = critic.double_value(&[]);
                 if !number.is_finite() {
                     return Ok(Some("the critic's loss".to_owned()));
                 }
-                self.critic_optim.accumulate(&loss)?;
+                if moving {
+                    let policy = policy_loss(
+                        &self.actor,
+                        self.reference.as_ref(),
+                        surrogate,
+                        &minibatch,
+                        &advantages[i],
+                        sums,
+                    )?;
+                    let policy = match policy {
+                        Ok(policy) => policy,
+                        Err(tensor) => return Ok(Some(tensor)),
+                    };
+                    let (actor, optim) = (&mut self.actor_optim, &mut self.critic_optim);
+                    accumulate_both((actor, &policy.loss), (optim, &critic))?;
+                    match actor.step(lr_actor) {
+                        Step::Dropped { tensor } => return Ok(Some(tensor)),
+                        Step::Applied { grad_norm } => sums.add("train/grad_norm", grad_norm),
+                    }
+                    if surrogate.target_kl.is_some_and(|target| policy.approx_kl > 1.5 * target) {
+                        // The critic may still learn from what is left.
+                        moving = false;
+                        sums.add("train/kl_stop", 1.0);
+                    }
+                } else {
+                    self.critic_optim.accumulate(&critic)?;
+                }
                 match self.critic_optim.step(lr_critic) {
                     Step::Dropped { tensor } => return Ok(Some(format!("the critic: {tensor}"))),
                     Step::Applied { .. } => sums.add("train/value_loss", number),
@@ -218,7 +216,7 @@ impl<A: StochasticActor> Ppo<A> {
     }
 }
 
-impl<A: StochasticActor> OnPolicy for Ppo<A> {
+impl<A: StochasticActor> Learner for Ppo<A> {
     type Actor = A;
 
     fn actor(&self) -> &A {
@@ -227,42 +225,6 @@ impl<A: StochasticActor> OnPolicy for Ppo<A> {
 
     fn actor_mut(&mut self) -> &mut A {
         &mut self.actor
-    }
-
-    fn update(&mut self, trajectories: &[Trajectory]) -> Result<Update, AlgoError> {
-        let data: Vec<_> = trajectories.iter().filter(|t| !t.transitions.is_empty()).collect();
-        if data.is_empty() {
-            return Err(AlgoError::Shape { what: "trajectories", got: 0, expected: 1 });
-        }
-        let decisions = Decisions::stack(&self.actor, &data)?;
-        let judged = self.judge(&decisions.obs, &data)?;
-        if let Some(tensor) = decisions.not_finite() {
-            self.updates += 1;
-            return Ok(Update::Dropped { tensor: format!("`{tensor}` of the rollout") });
-        }
-        let rewards: Vec<f32> =
-            data.iter().flat_map(|t| &t.transitions).map(|t| t.reward).collect();
-        let numbers =
-            [("rewards", &rewards), ("values", &judged.value), ("advantages", &judged.advantage)];
-        if let Some((name, _)) = numbers.iter().find(|(_, v)| v.iter().any(|x| !x.is_finite())) {
-            self.updates += 1;
-            return Ok(Update::Dropped { tensor: format!("`{name}` of the rollout") });
-        }
-        let before = self.state();
-        let mut sums = Sums::default();
-        let dropped = self.passes(&decisions, &judged, &mut sums)?;
-        if let Some(tensor) = dropped {
-            let updates = self.updates + 1;
-            self.load_state(&before)?;
-            self.updates = updates;
-            return Ok(Update::Dropped { tensor });
-        }
-        self.updates += 1;
-        let mut metrics: Metrics = sums.means();
-        metrics.insert("train/lr", self.config.actor.learning_rate);
-        metrics.insert("train/decisions", decisions.len() as f64);
-        metrics.insert("train/explained_variance", judged.explained_variance());
-        Ok(Update::Applied(metrics))
     }
 
     fn updates(&self) -> u64 {
@@ -293,6 +255,41 @@ impl<A: StochasticActor> OnPolicy for Ppo<A> {
         self.critic_optim.load_state(state.set("critic_optimizer")?)?;
         self.updates = state.counter("updates")?;
         Ok(())
+    }
+}
+
+impl<A: StochasticActor> OnPolicy for Ppo<A> {
+    fn update(&mut self, trajectories: &[Trajectory]) -> Result<Update, AlgoError> {
+        let data: Vec<_> = trajectories.iter().filter(|t| !t.transitions.is_empty()).collect();
+        if data.is_empty() {
+            return Err(AlgoError::Shape { what: "trajectories", got: 0, expected: 1 });
+        }
+        let update = self.updates;
+        self.updates += 1;
+        let decisions = Decisions::stack(&self.actor, &data, self.config.surrogate.ratio)?;
+        let judged = self.judge(&decisions.obs, &data)?;
+        let rewards: Vec<f32> =
+            data.iter().flat_map(|t| &t.transitions).map(|t| t.reward).collect();
+        let numbers =
+            [("rewards", &rewards), ("values", &judged.value), ("advantages", &judged.advantage)];
+        let broken = decisions.not_finite().or_else(|| {
+            let bad = numbers.iter().find(|(_, v)| v.iter().any(|x| !x.is_finite()));
+            bad.map(|(name, _)| *name)
+        });
+        let outcome = match broken {
+            Some(name) => Err(format!("`{name}` of the rollout")),
+            None => {
+                all_or_nothing(self, |ppo, sums| ppo.passes(update, &decisions, &judged, sums))?
+            }
+        };
+        let mut metrics = match outcome {
+            Ok(metrics) => metrics,
+            Err(tensor) => return Ok(Update::Dropped { tensor }),
+        };
+        metrics.insert("train/lr", self.config.actor.learning_rate);
+        metrics.insert("train/decisions", decisions.len() as f64);
+        metrics.insert("train/explained_variance", judged.explained_variance());
+        Ok(Update::Applied(metrics))
     }
 }
 

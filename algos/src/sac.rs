@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
 use simloop_policies::critic::{CriticConfig, QNet};
 use simloop_policies::nn::{Init, Params};
-use simloop_policies::optim::{AdamW, AdamWConfig, Step};
+use simloop_policies::optim::{AdamW, AdamWConfig, FlatParams, Step};
 use simloop_policies::vla::VlaPolicy;
 use simloop_policies::{ImitationModel as _, NoiseStream, ObsBatch};
 use tch::{Kind, Tensor};
@@ -28,7 +28,7 @@ use crate::loss::{sac_actor_loss, sac_critic_loss, sac_target, temperature_loss}
 use crate::policy_gradient::Sums;
 use crate::ppo::adam;
 use crate::replay::{Experience, Replay, TransitionBatch};
-use crate::{AlgoError, LearnerState, Trajectory, Update};
+use crate::{AlgoError, Learner, LearnerState, Trajectory, Update};
 
 /// How to learn by SAC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +91,8 @@ pub struct Sac {
     actor: VlaPolicy,
     critic: QNet,
     target: QNet,
+    /// The target's parameters, laid out like the critic's.
+    target_flat: FlatParams,
     temperature: Params,
     log_alpha: Tensor,
     actor_optim: AdamW,
@@ -139,9 +141,11 @@ impl Sac {
         let log_alpha =
             temperature.root().param("log_alpha", &[1], Init::Constant(config.alpha.ln()));
         let plain = AdamWConfig { groups: Vec::new(), ..config.actor.clone() };
+        let critic_optim = AdamW::new(online.params(), config.critic.clone())?;
         Ok(Self {
             actor_optim: AdamW::new(actor.params(), config.actor.clone())?,
-            critic_optim: AdamW::new(online.params(), config.critic.clone())?,
+            target_flat: critic_optim.lay_out(target.params())?,
+            critic_optim,
             alpha_optim: AdamW::new(&temperature, plain)?,
             replay: Replay::new(config.capacity, actor.cameras())?,
             demos: Replay::new(config.capacity, actor.cameras())?,
@@ -156,29 +160,9 @@ impl Sac {
         })
     }
 
-    /// Who acts.
-    pub fn actor(&self) -> &VlaPolicy {
-        &self.actor
-    }
-
-    /// Who acts, e.g. to be evaluated.
-    pub fn actor_mut(&mut self) -> &mut VlaPolicy {
-        &mut self.actor
-    }
-
-    /// The discount per step.
-    pub fn gamma(&self) -> f32 {
-        self.config.gamma
-    }
-
     /// Decisions to learn from: own, and demonstrated.
     pub fn experience(&self) -> (usize, usize) {
         (self.replay.len(), self.demos.len())
-    }
-
-    /// Updates tried so far.
-    pub fn updates(&self) -> u64 {
-        self.updates
     }
 
     /// Takes in what the actor did; the latent of its decisions is the normalised chunk.
@@ -321,15 +305,38 @@ impl Sac {
             }
             sums.add("train/entropy", -log_prob.mean(Kind::Float).double_value(&[]));
         }
-        self.target.track(&self.critic, self.config.tau);
+        tch::no_grad(|| {
+            let online = self.critic_optim.flat().values();
+            let _ = self.target_flat.values().shallow_clone().lerp_(online, self.config.tau);
+        });
         sums.add("train/value_loss", value);
         sums.add("train/q", q.mean(Kind::Float).double_value(&[]));
         sums.add("train/alpha", alpha);
         Ok(Update::Applied(sums.means()))
     }
+}
 
-    /// What a later process needs to go on, experience included.
-    pub fn state(&self) -> LearnerState {
+impl Learner for Sac {
+    type Actor = VlaPolicy;
+
+    fn actor(&self) -> &VlaPolicy {
+        &self.actor
+    }
+
+    fn actor_mut(&mut self) -> &mut VlaPolicy {
+        &mut self.actor
+    }
+
+    fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    fn gamma(&self) -> f32 {
+        self.config.gamma
+    }
+
+    /// Experience included.
+    fn state(&self) -> LearnerState {
         LearnerState {
             counters: [("updates".to_owned(), self.updates)].into(),
             tensors: [
@@ -347,11 +354,7 @@ impl Sac {
         }
     }
 
-    /// Goes on from a state.
-    ///
-    /// # Errors
-    /// [`AlgoError`] naming what is missing or has another shape.
-    pub fn load_state(&mut self, state: &LearnerState) -> Result<(), AlgoError> {
+    fn load_state(&mut self, state: &LearnerState) -> Result<(), AlgoError> {
         self.actor.params().load(state.set("actor")?)?;
         self.actor_optim.load_state(state.set("actor_optimizer")?)?;
         self.critic.params().load(state.set("critic")?)?;

@@ -120,7 +120,7 @@ fn ppos_surrogate_and_its_gradient_are_pytorchs() {
         let advantage = advantage.unsqueeze(1).expand_as(&new);
         let clip = Clip { low: 0.2, high: 0.2 };
         let (old, valid) = (case.tensor("old"), case.tensor("valid"));
-        let result = clipped_surrogate(&new, &old, &advantage, &valid, clip).unwrap();
+        let result = clipped_surrogate(&new, &old, &advantage, Some(&valid), clip).unwrap();
         case.expect("loss", &result.loss);
         case.expect_number("clip_fraction", result.clip_fraction);
         case.expect_number("approx_kl", result.approx_kl);
@@ -160,7 +160,7 @@ fn grpos_loss_with_clip_higher_and_divergence_is_pytorchs() {
         let advantage = relative.flatten(0, -1).unsqueeze(1).expand_as(&new);
         let clip = Clip { low: 0.2, high: 0.28 };
         let old = case.tensor("old");
-        let result = clipped_surrogate(&new, &old, &advantage, &valid, clip).unwrap();
+        let result = clipped_surrogate(&new, &old, &advantage, Some(&valid), clip).unwrap();
         case.expect("loss", &result.loss);
         case.expect_number("clip_fraction", result.clip_fraction);
         case.expect_number("approx_kl", result.approx_kl);

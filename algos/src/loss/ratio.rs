@@ -4,7 +4,7 @@
 //! note "Approximating KL Divergence" (2020) for the estimator k3, DAPO (arXiv 2503.14476) for two-sided clipping.
 //! `N` decisions; `K` ratios per decision: 1 for a chunk, or one per action or token.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::{expect_dims, expect_shape, masked_mean};
 use crate::AlgoError;
@@ -34,7 +34,8 @@ pub struct Surrogate {
 /// PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated: `-mean(min(r A, clip(r) A))` over the ratios that are
 /// valid, `r = exp(new - old)`.
 ///
-/// All inputs are `[N, K]`: log-probs, advantages, and 1 or 0. What stands in padding does not matter as long as it is finite.
+/// All inputs are `[N, K]`: log-probs, advantages, and 1 or 0, or none where all count. What stands in padding does not matter
+/// as long as it is finite.
 ///
 /// # Errors
 /// [`AlgoError::TensorShape`] unless every input has the shape of `new`.
@@ -42,30 +43,53 @@ pub fn clipped_surrogate(
     new: &Tensor,
     old: &Tensor,
     advantage: &Tensor,
-    valid: &Tensor,
+    valid: Option<&Tensor>,
     clip: Clip,
 ) -> Result<Surrogate, AlgoError> {
     let shape: [i64; 2] = expect_dims("new log-probs", new)?;
     expect_shape("old log-probs", old, &shape)?;
     expect_shape("advantage", advantage, &shape)?;
-    expect_shape("valid", valid, &shape)?;
+    if let Some(valid) = valid {
+        expect_shape("valid", valid, &shape)?;
+    }
     let advantage = advantage.detach();
+    let log_ratio = new - old.detach();
     // Padding gets ratio 1, so that its exponential cannot overflow into 0 · ∞.
-    let log_ratio = (new - old.detach()) * valid;
+    let log_ratio = match valid {
+        Some(valid) => log_ratio * valid,
+        None => log_ratio,
+    };
     let ratio = log_ratio.exp();
     let (least, most) = (1.0 - clip.low, 1.0 + clip.high);
     let clipped = ratio.clamp(least, most);
     let gain = (&ratio * &advantage).minimum(&(clipped * &advantage));
-    let loss = -masked_mean(&gain, valid);
+    let loss = match valid {
+        Some(valid) => -masked_mean(&gain, valid),
+        None => -gain.mean(gain.kind()),
+    };
+    // What is only reported needs no kernels: a dozen cost more than the numbers themselves.
+    let (log_ratio, valid) = (host(&log_ratio), valid.map(host));
+    let (mut count, mut outside, mut k3) = (0.0, 0.0, 0.0);
+    for (i, log_ratio) in log_ratio.into_iter().enumerate() {
+        if valid.as_ref().is_some_and(|valid| valid[i] == 0.0) {
+            continue;
+        }
+        let ratio = log_ratio.exp();
+        count += 1.0;
+        outside += f64::from(u8::from(ratio < least || ratio > most));
+        k3 += ratio - 1.0 - log_ratio;
+    }
+    let count = f64::max(count, 1.0);
+    Ok(Surrogate { loss, clip_fraction: outside / count, approx_kl: k3 / count })
+}
 
-    let _guard = tch::no_grad_guard();
-    let outside = ratio.lt(least).logical_or(&ratio.gt(most)).to_kind(ratio.kind());
-    let k3 = &ratio - 1.0 - &log_ratio;
-    Ok(Surrogate {
-        loss,
-        clip_fraction: masked_mean(&outside, valid).double_value(&[]),
-        approx_kl: masked_mean(&k3, valid).double_value(&[]),
-    })
+/// All numbers of `x`.
+fn host(x: &Tensor) -> Vec<f64> {
+    let x = x.detach().to_device(Device::Cpu).to_kind(Kind::Double).contiguous();
+    let mut values = vec![0.0; x.numel()];
+    let n = values.len();
+    x.copy_data(&mut values, n);
+    values
 }
 
 /// KL(new || reference) by k3 (Schulman 2020; GRPO, Shao et al. 2024, eq. 4): the mean of
@@ -88,8 +112,6 @@ pub fn kl_to_reference(
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     const CLIP: Clip = Clip { low: 0.2, high: 0.2 };
@@ -104,10 +126,14 @@ mod tests {
         let ratio = [1.5f32, 1.5, 0.5, 0.5];
         let new = column(&ratio.map(f32::ln)).set_requires_grad(true);
         let advantage = column(&[1.0, -1.0, 1.0, -1.0]);
-        let result =
-            clipped_surrogate(&new, &new.zeros_like(), &advantage, &new.ones_like(), CLIP).unwrap();
+        let result = clipped_surrogate(&new, &new.zeros_like(), &advantage, None, CLIP).unwrap();
         // -(1.2 - 1.5 + 0.5 - 0.8) / 4.
         assert!((result.loss.double_value(&[]) - 0.15).abs() < 1e-6);
+        let all = new.ones_like();
+        let masked =
+            clipped_surrogate(&new, &new.zeros_like(), &advantage, Some(&all), CLIP).unwrap();
+        assert!((masked.loss - &result.loss).abs().double_value(&[]) < 1e-7);
+        assert_eq!(masked.approx_kl, result.approx_kl);
         assert_eq!(result.clip_fraction, 1.0);
         let k3 = (2.0 * (0.5 - 1.5f64.ln()) + 2.0 * (-0.5 - 0.5f64.ln())) / 4.0;
         assert!((result.approx_kl - k3).abs() < 1e-6);
@@ -125,7 +151,7 @@ mod tests {
             let new = new.set_requires_grad(true);
             let old = Tensor::from_slice2(&[[-1.1f32, 0.0], [-1.9, 0.0]]);
             let advantage = Tensor::from_slice2(&[[1f32, 5.0], [-1.0, 5.0]]);
-            let result = clipped_surrogate(&new, &old, &advantage, &valid, CLIP).unwrap();
+            let result = clipped_surrogate(&new, &old, &advantage, Some(&valid), CLIP).unwrap();
             let kl = kl_to_reference(&new, &old, &valid).unwrap();
             (&result.loss + &kl).backward();
             assert_eq!(new.grad().narrow(1, 1, 1).abs().sum(Kind::Float).double_value(&[]), 0.0);
@@ -152,7 +178,7 @@ mod tests {
             [&a, &a, &flat, &ones],
             [&a, &a, &a, &flat],
         ] {
-            assert!(clipped_surrogate(new, old, advantage, valid, CLIP).is_err());
+            assert!(clipped_surrogate(new, old, advantage, Some(valid), CLIP).is_err());
         }
         assert!(kl_to_reference(&a, &flat, &ones).is_err());
         assert!(kl_to_reference(&a, &a, &flat).is_err());

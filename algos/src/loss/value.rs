@@ -34,14 +34,16 @@ pub fn value_loss(
     Ok(error.mean(error.kind()) * 0.5)
 }
 
-/// `(a - mean) / (std + 1e-8)` over all rows of `[N]`, unbiased deviation (Stable-Baselines3 `ppo/ppo.py`). A single row has no
-/// deviation and is returned as it is, as there.
+/// `(a - mean) / (std + 1e-8)` over the last dimension, `[.., N]`, unbiased deviation (Stable-Baselines3 `ppo/ppo.py`). A single
+/// number has no deviation and is returned as it is, as there.
 pub fn normalized(advantage: &Tensor) -> Tensor {
     let _guard = tch::no_grad_guard();
-    if advantage.numel() < 2 {
+    if advantage.size().last().is_none_or(|&n| n < 2) {
         return advantage.copy();
     }
-    (advantage - advantage.mean(advantage.kind())) / (advantage.std(true) + 1e-8)
+    let last = [-1i64].as_slice();
+    let mean = advantage.mean_dim(last, true, advantage.kind());
+    (advantage - mean) / (advantage.std_dim(last, true, true) + 1e-8)
 }
 
 #[cfg(test)]
@@ -72,6 +74,12 @@ mod tests {
         assert!((a.std(true).double_value(&[]) - 1.0).abs() < 1e-7);
         let equal = normalized(&Tensor::from_slice(&[3f32, 3.0]));
         assert_eq!(Vec::<f32>::try_from(equal).unwrap(), [0.0, 0.0]);
+        let rows = normalized(&Tensor::from_slice2(&[[1f32, 3.0], [5.0, 5.0]]));
+        let half = 0.5f32.sqrt();
+        let rows = Vec::<f32>::try_from(rows.flatten(0, -1)).unwrap();
+        for (got, expected) in rows.iter().zip([-half, half, 0.0, 0.0]) {
+            assert!((got - expected).abs() < 1e-6, "{rows:?}");
+        }
         let single = normalized(&Tensor::from_slice(&[3f32]));
         assert_eq!(Vec::<f32>::try_from(single).unwrap(), [3.0]);
     }
