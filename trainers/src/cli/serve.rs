@@ -34,7 +34,8 @@ struct ServeArgs {
     /// The most decisions of one batch [default: the policy's inference batch].
     #[arg(long)]
     max_batch: Option<usize>,
-    /// The longest that a request waits for others to share its batch, milliseconds.
+    /// The longest that the policy, once free, waits for others to share a batch, milliseconds; a twentieth of what the last batch
+    /// took where that is longer.
     #[arg(long, default_value_t = 2.0)]
     max_wait_ms: f64,
     /// Rows that the policy computes at once, padded; other numbers than its own may change the last bits.
@@ -72,7 +73,7 @@ fn parse_key(text: &str) -> Result<(String, String), String> {
 #[expect(clippy::print_stderr, reason = "the error of a command-line program")]
 pub fn main() -> ExitCode {
     // Before anything asks libtorch about CUDA: its hooks are cached at the first question.
-    device::load_cuda();
+    device::prepare();
     let args = ServeArgs::parse();
     super::log_to_stderr();
     run(&args).unwrap_or_else(|error| {

@@ -17,7 +17,8 @@ pub struct ServeConfig {
     pub token: Option<String>,
     /// The most decisions of one batch; `None` is the policy's own inference batch.
     pub max_batch: Option<usize>,
-    /// The longest that a request waits for others to share its batch.
+    /// The longest that the policy, once free, waits for others to share a batch; a twentieth of what the last batch took where that
+    /// is longer.
     pub max_wait: Duration,
     /// Requests that may wait for inference; further ones are answered with 503.
     pub queue: usize,

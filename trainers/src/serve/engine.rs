@@ -104,6 +104,7 @@ impl Engine {
                 inbox,
                 max_batch,
                 max_wait: batching.max_wait,
+                infer: Duration::ZERO,
                 answered: VecDeque::new(),
                 metrics,
             };
@@ -149,14 +150,19 @@ struct Worker {
     inbox: Receiver<Message>,
     max_batch: usize,
     max_wait: Duration,
+    /// How long the last batch took.
+    infer: Duration,
     /// Who was answered last, and when, oldest first.
     answered: VecDeque<(Instant, u64)>,
     metrics: Arc<Metrics>,
 }
 
-/// Somebody who was answered less than so many times [`Batching::max_wait`] ago is expected to ask again at once, and is
+/// Somebody who was answered less than so many times the longest wait ago is expected to ask again at once, and is
 /// waited for. A robot that executes its chunk first is not.
 const EAGER: u32 = 5;
+/// Part of the last batch's time that may be waited where that is longer than [`Batching::max_wait`]: a place left empty costs a slow
+/// policy more than the wait.
+const PART: u32 = 20;
 /// Bounds what is remembered of who was answered.
 const MAX_ANSWERED: usize = 1024;
 
@@ -170,14 +176,17 @@ impl Worker {
     /// The next batch, not empty; `None` once nobody can ask any more.
     fn gather(&mut self) -> Option<Vec<Job>> {
         let mut batch: Vec<Job> = Vec::with_capacity(self.max_batch);
+        // Who asked during the last batch has waited long, and those whom it answered are about to ask: the wait begins now.
+        let mut begun = Instant::now();
+        let patience = self.max_wait.max(self.infer / PART);
         loop {
             let message = match batch.first() {
                 None => self.inbox.recv().ok()?,
                 Some(_) if batch.len() >= self.max_batch => return Some(batch),
-                Some(oldest) => {
-                    let left = self.max_wait.saturating_sub(oldest.asked.elapsed());
+                Some(_) => {
+                    let left = patience.saturating_sub(begun.elapsed());
                     let next = self.inbox.try_recv().ok().or_else(|| {
-                        let wait = !left.is_zero() && self.expects_more(&batch);
+                        let wait = !left.is_zero() && self.expects_more(&batch, patience);
                         wait.then(|| self.inbox.recv_timeout(left).ok()).flatten()
                     });
                     let Some(message) = next else { return Some(batch) };
@@ -188,14 +197,19 @@ impl Worker {
                 Message::Forget(env) => self.policy.reset(&[env]),
                 // Nobody waits for it any more.
                 Message::Act(job) if job.reply.is_closed() => {}
-                Message::Act(job) => batch.push(*job),
+                Message::Act(job) => {
+                    if batch.is_empty() {
+                        begun = Instant::now();
+                    }
+                    batch.push(*job);
+                }
             }
         }
     }
 
     /// Whether somebody who is not in the batch can be expected to ask any moment.
-    fn expects_more(&mut self, batch: &[Job]) -> bool {
-        let limit = self.max_wait * EAGER;
+    fn expects_more(&mut self, batch: &[Job], patience: Duration) -> bool {
+        let limit = patience * EAGER;
         while self.answered.front().is_some_and(|(when, _)| when.elapsed() > limit) {
             self.answered.pop_front();
         }
@@ -227,6 +241,7 @@ impl Worker {
                 .collect::<Vec<Result<PolicyStep, Refusal>>>(),
         };
         let infer = started.elapsed();
+        self.infer = infer;
         self.metrics.batch(size, infer);
         let now = Instant::now();
         for job in &batch {

@@ -15,7 +15,7 @@
 //!
 //! # Details
 //! 1. Inference has one thread and full batches: a batch leaves when it is full, when everyone who was answered a moment
-//!    ago has asked again, or when its oldest request has waited [`ServeConfig::max_wait`] (`engine.rs`). Batches are padded
+//!    ago has asked again, or when the policy has been idle for [`ServeConfig::max_wait`] (`engine.rs`). Batches are padded
 //!    to the policy's own size, so who else asks decides nothing about an answer.
 //! 2. A session remembers the last `T_o` observations and hands the policy exactly so many each time. A batch that fails is
 //!    asked again one by one, so a request that the policy cannot answer fails alone.
