@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use simloop_algos::{OnPolicy, Sac, Update};
+use simloop_algos::{Learner as _, OnPolicy, Sac, Update};
 use simloop_envs::vec::PerEnv;
 use simloop_envs::{EnvError, EnvId, EnvSpec, Reply, Request, VecEnv};
 use simloop_policies::vla::VlaPolicy;
@@ -192,6 +192,7 @@ struct Spent {
 
 #[expect(clippy::print_stdout, reason = "the result of a measurement")]
 fn main() -> Result<()> {
+    simloop_policies::device::prepare();
     let args = Args::parse();
     let (own, decisions) = match args.algo.as_str() {
         "ppo" => (PPO, 256),

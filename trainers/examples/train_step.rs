@@ -78,6 +78,7 @@ fn batch(proprio: usize, side: Option<u32>, config: &VlaConfig) -> ImitationBatc
 
 #[expect(clippy::print_stdout, reason = "the result of a measurement")]
 fn main() -> Result<()> {
+    simloop_policies::device::prepare();
     let args = Args::parse();
     tch::set_num_threads(args.threads);
     let (proprio, side, config) = model(&args.model)?;

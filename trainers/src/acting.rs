@@ -33,7 +33,8 @@ impl Acting {
             EvalEnv::Pusht => PushtGoals::One,
             EvalEnv::PushtTwoGoals => PushtGoals::Two,
         };
-        let place = PlaceConfig::Pusht { obs, goals, max_steps: config.max_steps };
+        let max_steps = config.max_steps;
+        let place = PlaceConfig::Pusht { obs, goals, max_steps, processes: false };
         Self::at(&Place::new(&place, false)?, config).map(Some)
     }
 

@@ -277,10 +277,7 @@ impl RunConfig {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let name = &self.name;
-        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']) {
-            return Err(format!("`name` is `{name}`; it must be usable as a folder's name"));
-        }
+        folder_name(&self.name)?;
         if self.data.path.as_os_str().is_empty() {
             return Err("`data.path` is missing: where are the demonstrations?".to_owned());
         }
@@ -294,18 +291,14 @@ impl RunConfig {
         if train.updates == 0 && train.epochs == 0 {
             return Err("give `train.updates` or `train.epochs`".to_owned());
         }
-        for (name, value) in [
+        at_least_one(&[
             ("train.batch_size", train.batch_size),
             ("train.accumulate", train.accumulate),
             ("train.log_every", train.log_every as usize),
             ("train.keep_last", train.keep_last),
             ("train.max_dropped", train.max_dropped as usize),
             ("eval.envs", self.eval.envs),
-        ] {
-            if value == 0 {
-                return Err(format!("`{name}` must be at least 1"));
-            }
-        }
+        ])?;
         if self.eval.env == EvalEnv::None && self.eval.every > 0 {
             return Err("`eval.every` is set; say where with `eval.env`".to_owned());
         }
@@ -381,6 +374,22 @@ impl RunConfig {
             FREE.contains(&key) || (open_ended && matches!(key, "train.updates" | "train.epochs"))
         };
         differences(earlier, &self.to_toml()?, free)
+    }
+}
+
+/// A run's name is its folder's.
+pub(crate) fn folder_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']) {
+        return Err(format!("`name` is `{name}`; it must be usable as a folder's name"));
+    }
+    Ok(())
+}
+
+/// Refuses zeros, by the setting's name.
+pub(crate) fn at_least_one(settings: &[(&str, usize)]) -> Result<(), String> {
+    match settings.iter().find(|(_, value)| *value == 0) {
+        Some((name, _)) => Err(format!("`{name}` must be at least 1")),
+        None => Ok(()),
     }
 }
 

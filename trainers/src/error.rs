@@ -74,6 +74,16 @@ impl TrainerError {
         Self::Checkpoint { path: path.to_owned(), detail: detail.into() }
     }
 
+    /// `dropped` updates in a row were dropped, the last one because of `tensor`; `suspect` is what to look at.
+    pub fn diverged(dropped: u32, tensor: &str, suspect: &str) -> Self {
+        Self::Diverged {
+            detail: format!(
+                "{dropped} updates in a row had to be dropped, the last one because {tensor} is not finite; lower the \
+                 learning rate or look at the {suspect}"
+            ),
+        }
+    }
+
     /// For `map_err` on file operations.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

@@ -31,7 +31,7 @@ use crate::on_policy::Schedule;
 use crate::place::Place;
 use crate::rl_config::DaggerConfig;
 use crate::rl_state::RlState;
-use crate::rollout::{Plan, Rollouts};
+use crate::rollout::{Plan, RolloutState, Rollouts};
 use crate::run::RunFolder;
 use crate::stop::StopFlag;
 use crate::tensors::to_tensors;
@@ -40,8 +40,6 @@ use crate::tensors::to_tensors;
 pub struct Interactive<'a> {
     /// What DAgger is told.
     pub config: &'a DaggerConfig,
-    /// The run's name.
-    pub name: &'a str,
     /// The run's seed.
     pub seed: u64,
     /// Where to act.
@@ -80,13 +78,20 @@ impl Interactive<'_> {
         Ok(Bc::new(policy, config, self.seed)?)
     }
 
-    /// All rounds from `state.update` on.
+    /// All rounds.
+    pub fn rounds(&self) -> u64 {
+        u64::from(self.config.iterations)
+    }
+
+    /// The rounds from `state.update` to `until` or the last one. The first one has no learner: it is behaviour cloning of the
+    /// expert.
     ///
     /// # Errors
     /// [`TrainerError::Diverged`] after too many dropped updates in a row; whatever policy, environment or disk answer.
     #[expect(clippy::too_many_arguments, reason = "the parts of a run, each used as it is")]
     pub fn train(
         &self,
+        until: u64,
         learner: &mut Learner,
         rollouts: &mut Rollouts,
         mut acting: Option<&mut Acting>,
@@ -95,10 +100,9 @@ impl Interactive<'_> {
         observers: &mut Observers,
         stop: &StopFlag,
     ) -> Result<End, TrainerError> {
-        let total = u64::from(self.config.iterations);
-        observers.notify(&TrainEvent::Started { update: state.update, total, name: self.name });
+        let total = self.rounds();
         let mut experts = Experts::new(self.place)?;
-        while state.update < total {
+        while state.update < total.min(until) {
             let (started, cpu) = (Instant::now(), tree_secs().unwrap_or(0.0));
             let round = state.update as u32;
             if !self.collect(round, learner, rollouts, &mut experts, run, state, stop)? {
@@ -197,10 +201,8 @@ impl Interactive<'_> {
         if rollout.stopped {
             return Ok(false);
         }
-        state.env_steps += rollout.steps;
-        state.episodes += rollout.episodes.len() as u64;
-        state.faults += rollout.faults;
-        state.lost += rollout.lost;
+        // Rounds are whole episodes: nothing is under way between them.
+        state.count(&rollout, RolloutState::default());
         let mut writer = LerobotWriter::create(&target, &self.spec, "simulated")?;
         for episode in &episodes {
             writer.push(episode)?;
@@ -296,12 +298,8 @@ impl Interactive<'_> {
                     observers
                         .notify(&TrainEvent::Dropped { update: state.update, tensor: &tensor });
                     if state.dropped_in_a_row >= self.max_dropped {
-                        return Err(TrainerError::Diverged {
-                            detail: format!(
-                                "{} updates in a row had to be dropped, the last one because {tensor} is not finite",
-                                state.dropped_in_a_row
-                            ),
-                        });
+                        let dropped = state.dropped_in_a_row;
+                        return Err(TrainerError::diverged(dropped, &tensor, "labels"));
                     }
                 }
             }

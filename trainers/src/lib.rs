@@ -5,6 +5,7 @@
 //! | [`mod@evaluate`] | the evaluation loop: every episode once, faults retried, results a function of the seed alone |
 //! | [`data`] | demonstrations: readers, windows, loaders |
 //! | [`offline`], [`on_policy`], [`off_policy`], [`interactive`] | the loops: behaviour cloning; PPO and GRPO; SAC; DAgger |
+//! | [`round`] | what those that act do after every round |
 //! | [`rollout`], [`place`] | many environments and one policy that decides in batches; where to act |
 //! | [`expert_rollout`] | rollouts in which an expert takes part |
 //! | [`outcome`], [`stats`] | before and after, on common seeds; statistics of success rates |
@@ -44,6 +45,7 @@ pub mod rl_build;
 pub mod rl_config;
 pub mod rl_state;
 pub mod rollout;
+pub mod round;
 pub mod run;
 #[cfg(feature = "serve")]
 pub mod serve;

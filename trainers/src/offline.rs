@@ -107,13 +107,8 @@ pub fn train_offline<M: ImitationModel>(
                 state.dropped_in_a_row += 1;
                 observers.notify(&TrainEvent::Dropped { update: state.update, tensor: &tensor });
                 if state.dropped_in_a_row >= options.max_dropped {
-                    return Err(TrainerError::Diverged {
-                        detail: format!(
-                            "{} updates in a row had to be dropped, the last one because {tensor} is not finite; lower \
-                             the learning rate or look at the data",
-                            state.dropped_in_a_row
-                        ),
-                    });
+                    let dropped = state.dropped_in_a_row;
+                    return Err(TrainerError::diverged(dropped, &tensor, "data"));
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use simloop_envs::libero::{INIT_STATES, LiberoConfig, LiberoEnv, LocateOptions, Suite, locate};
-use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtEnv, PushtGoals, PushtObs};
+use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtGoals, PushtObs, worker};
 use simloop_envs::seeding::episode_seed;
 use simloop_envs::vec::{SyncVecEnv, ThreadedVecEnv};
 use simloop_envs::wrappers::{TimeLimit, TrueState};
@@ -30,6 +30,9 @@ pub enum PlaceConfig {
         /// Steps after which an episode is truncated.
         #[serde(default = "pusht_steps")]
         max_steps: u32,
+        /// Every environment in a process of its own: slower, but whatever kills one costs an episode and not the run.
+        #[serde(default)]
+        processes: bool,
     },
     /// LIBERO, through its Python.
     Libero {
@@ -79,6 +82,7 @@ impl Default for PlaceConfig {
             obs: PushtObs::default(),
             goals: PushtGoals::default(),
             max_steps: pusht_steps(),
+            processes: false,
         }
     }
 }
@@ -130,19 +134,19 @@ impl Place {
     /// [`TrainerError::Env`] for an environment that is not installed, or a task that does not exist.
     pub fn new(config: &PlaceConfig, privileged: bool) -> Result<Self, TrainerError> {
         match config {
-            PlaceConfig::Pusht { obs, goals, max_steps } => {
+            PlaceConfig::Pusht { obs, goals, max_steps, processes } => {
                 let env =
                     PushtConfig { obs: *obs, goals: *goals, privileged, ..PushtConfig::default() };
-                let limit = *max_steps;
-                let build = move |_| {
-                    let env = TimeLimit::new(PushtEnv::new(env.clone())?, limit)?;
-                    Ok(Box::new(env) as Box<dyn Env>)
+                let factory = if *processes {
+                    worker::in_child(env, *max_steps)?
+                } else {
+                    worker::in_process(env, *max_steps)
                 };
                 let task = |key: &str| PlaceTask { key: key.to_owned(), init_states: None };
                 Ok(Self {
-                    factory: Arc::new(build),
+                    factory,
                     tasks: goals.all().iter().map(|goal| task(goal.task)).collect(),
-                    processes: false,
+                    processes: *processes,
                     scripted: Scripted::Pusht,
                 })
             }

@@ -10,9 +10,10 @@ use simloop_policies::optim::{AdamWConfig, EmaConfig};
 use simloop_policies::vla::VlaConfig;
 
 use crate::TrainerError;
-use crate::config::{DeviceChoice, EvalConfig, differences, merged};
+use crate::config::{DeviceChoice, EvalConfig, at_least_one, differences, folder_name, merged};
 use crate::place::PlaceConfig;
 use crate::rollout::RewardConfig;
+use crate::round::Rhythm;
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -255,10 +256,7 @@ impl RlConfig {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let name = &self.name;
-        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']) {
-            return Err(format!("`name` is `{name}`; it must be usable as a folder's name"));
-        }
+        folder_name(&self.name)?;
         match (&self.policy.init, &self.policy.model) {
             (None, None) => {
                 return Err("say who acts: `policy.init` (a policy's folder) or `[policy.model]`"
@@ -269,36 +267,26 @@ impl RlConfig {
             }
             _ => {}
         }
-        for (name, value) in [
-            ("rollout.envs", self.rollout.envs),
-            ("rollout.decisions", self.rollout.decisions),
-            ("rollout.groups", self.rollout.groups),
-            ("rollout.max_attempts", self.rollout.max_attempts as usize),
-            ("train.updates", self.train.updates as usize),
-            ("train.log_every", self.train.log_every as usize),
-            ("train.keep_last", self.train.keep_last),
-            ("train.max_dropped", self.train.max_dropped as usize),
+        let (rollout, train, dagger) = (&self.rollout, &self.train, &self.dagger);
+        at_least_one(&[
+            ("rollout.envs", rollout.envs),
+            ("rollout.decisions", rollout.decisions),
+            ("rollout.groups", rollout.groups),
+            ("rollout.max_attempts", rollout.max_attempts as usize),
+            ("train.updates", train.updates as usize),
+            ("train.log_every", train.log_every as usize),
+            ("train.keep_last", train.keep_last),
+            ("train.max_dropped", train.max_dropped as usize),
+            ("dagger.iterations", dagger.iterations as usize),
+            ("dagger.episodes", dagger.episodes as usize),
+            ("dagger.updates", dagger.updates as usize),
+            ("dagger.batch_size", dagger.batch_size),
             ("eval.envs", self.eval.envs),
-        ] {
-            if value == 0 {
-                return Err(format!("`{name}` must be at least 1"));
-            }
-        }
+        ])?;
         if self.rollout.group_size < 2 {
             return Err(
                 "`rollout.group_size` must be at least 2: a group is compared within".into()
             );
-        }
-        let dagger = &self.dagger;
-        for (name, value) in [
-            ("dagger.iterations", u64::from(dagger.iterations)),
-            ("dagger.episodes", u64::from(dagger.episodes)),
-            ("dagger.updates", dagger.updates),
-            ("dagger.batch_size", dagger.batch_size as u64),
-        ] {
-            if value == 0 {
-                return Err(format!("`{name}` must be at least 1"));
-            }
         }
         dagger.beta.validate().map_err(|e| e.to_string())?;
         dagger.optim.validate().map_err(|e| e.to_string())?;
@@ -306,6 +294,20 @@ impl RlConfig {
             return Err("`eval.episodes` must be at least 1".to_owned());
         }
         Ok(())
+    }
+
+    /// How often what happens.
+    pub fn rhythm(&self) -> Rhythm {
+        Rhythm {
+            name: self.name.clone(),
+            total: self.train.updates,
+            log_every: self.train.log_every,
+            evaluate_every: self.eval.every,
+            episodes: self.eval.episodes,
+            save_every: self.train.save_every,
+            keep_last: self.train.keep_last,
+            max_dropped: self.train.max_dropped,
+        }
     }
 
     /// Every setting as TOML.

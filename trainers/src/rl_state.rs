@@ -9,7 +9,7 @@ use simloop_policies::safetensors_io;
 
 use crate::TrainerError;
 use crate::checkpoint::Best;
-use crate::rollout::RolloutState;
+use crate::rollout::{Rollout, RolloutState};
 
 /// The folder beside the policy's files.
 const STATE_DIR: &str = "training_state";
@@ -42,6 +42,17 @@ pub struct RlState {
     pub rollouts: RolloutState,
     /// The learner's counters.
     pub counters: std::collections::BTreeMap<String, u64>,
+}
+
+impl RlState {
+    /// Takes in a rollout, after which the environments stand at `at`.
+    pub fn count(&mut self, rollout: &Rollout, at: RolloutState) {
+        self.rollouts = at;
+        self.env_steps += rollout.steps;
+        self.episodes += rollout.episodes.len() as u64;
+        self.faults += rollout.faults;
+        self.lost += rollout.lost;
+    }
 }
 
 /// Writes the learner and the counters into `folder/training_state`.

@@ -7,8 +7,6 @@
     reason = "helpers of tests fail by panicking and report"
 )]
 
-#[path = "common/alloc.rs"]
-mod alloc;
 #[path = "common/damage.rs"]
 mod damage;
 #[path = "common/zarr_writer.rs"]
@@ -21,6 +19,7 @@ use std::sync::Mutex;
 use damage::{Outcome, damage};
 use prost::Message as _;
 use simloop_envs::pusht::PushtObs;
+use simloop_envs::testing::alloc;
 use simloop_trainers::data::example::{
     BytesList, Example, Feature, Features, FloatList, Int64List, Kind,
 };

@@ -18,6 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use simloop_envs::pusht::worker;
+
 use crate::TrainerError;
 
 /// Learn robot policies, from demonstrations and by acting.
@@ -42,15 +44,19 @@ enum Command {
     Dagger(train::RunArgs),
     /// Compare models with recorded numbers of their references.
     Parity(parity::ParityArgs),
+    /// Serve one environment to a parent process (internal).
+    #[command(name = "__worker", hide = true)]
+    Worker,
 }
 
 /// Parses the command line and runs it.
 #[expect(clippy::print_stderr, reason = "the error of a command-line program")]
 pub fn main() -> ExitCode {
-    // Before anything asks libtorch about CUDA: its hooks are cached at the first question.
-    simloop_policies::device::load_cuda();
+    simloop_policies::device::prepare();
     let cli = Cli::parse();
-    log_to_stderr();
+    if !matches!(cli.command, Command::Worker) {
+        log_to_stderr();
+    }
     let result = match cli.command {
         Command::Bc(args) => train::bc(&args),
         Command::Ppo(args) => rl::on_policy(rl::OnPolicyKind::Ppo, &args),
@@ -59,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Dagger(args) => rl::interactive(&args),
         Command::Parity(args) => parity::run(&args)
             .map_err(|e| TrainerError::config(format!("print the comparison: {e}"))),
+        Command::Worker => worker::serve().map(|()| ExitCode::SUCCESS).map_err(TrainerError::from),
     };
     result.unwrap_or_else(|error| {
         eprintln!("train: failed to {error}");

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use simloop_algos::Sac;
 use simloop_algos::dagger::Labels;
+use simloop_algos::{Learner, Sac};
 use simloop_envs::FrameRequest;
-use simloop_policies::ImitationModel;
+use simloop_policies::ImitationModel as _;
 use simloop_policies::checkpoint::save_policy;
 use simloop_policies::device::TORCH_VERSION;
 use simloop_policies::encoders::VisionConfig;
@@ -21,14 +21,15 @@ use crate::expert_rollout::{Experts, chunked};
 use crate::interactive::Interactive;
 use crate::observe::{MetricsFile, ProgressBar, Report, TensorBoard};
 use crate::observer::{Observers, TrainEvent};
-use crate::off_policy::{OffPolicyOptions, train_off_policy};
+use crate::off_policy::{Turns, train_off_policy};
 use crate::offline::End;
-use crate::on_policy::{OnPolicyOptions, Schedule, Supply, train_on_policy};
-use crate::outcome::{self, Outcome};
+use crate::on_policy::{Schedule, Supply, train_on_policy};
+use crate::outcome::Outcome;
 use crate::rl_build::{grpo, policy, ppo, rollouts, surroundings};
-use crate::rl_config::RlConfig;
+use crate::rl_config::{RlConfig, RolloutConfig};
 use crate::rl_state::{self, RlState};
 use crate::rollout::{Plan, RolloutOptions, RolloutState, Rollouts, SeatState};
+use crate::round::Around;
 use crate::run::{RESOLVED_FILE, RunFolder};
 use crate::stop::StopFlag;
 use crate::{EpisodeRecord, TrainerError};
@@ -55,80 +56,148 @@ pub(super) fn on_policy(kind: OnPolicyKind, args: &RunArgs) -> Result<ExitCode, 
     // Everything that can be wrong with settings, policy and environment shows before an older run is touched.
     let mut around = surroundings(&config, false)?;
     let policy = policy(&config, &around.spec)?;
-    let gamma = match kind {
-        OnPolicyKind::Ppo => config.ppo.gamma,
-        OnPolicyKind::Grpo => config.grpo.gamma,
+    let (gamma, supply) = match kind {
+        OnPolicyKind::Ppo => (config.ppo.gamma, Supply::Decisions(config.rollout.decisions)),
+        OnPolicyKind::Grpo => {
+            let RolloutConfig { groups, group_size: size, .. } = config.rollout;
+            (config.grpo.gamma, Supply::Groups { groups, size })
+        }
     };
     let mut rollouts = rollouts(&config, &around.place, &policy, gamma)?;
     let mut algo = match kind {
         OnPolicyKind::Ppo => ppo(&config, &around.spec, policy)?,
         OnPolicyKind::Grpo => grpo(&config, &around.spec, policy)?,
     };
-    let supply = match kind {
-        OnPolicyKind::Ppo => Supply::Decisions(config.rollout.decisions),
-        OnPolicyKind::Grpo => {
-            Supply::Groups { groups: config.rollout.groups, size: config.rollout.group_size }
-        }
-    };
-
-    let stop = stop_on_signals()?;
-    let (run, mut state) = open(args, &config, ImitationModel::params(algo.actor()).count())?;
-    if let Some((update, path)) = run.newest()?.filter(|_| args.resume) {
-        let (learner, found) = rl_state::load(&path)?;
-        algo.load_state(&learner)?;
-        rollouts.load_state(&found.rollouts)?;
-        state = found;
-        tracing::info!(update, checkpoint = %path.display(), "resuming");
-    } else if args.resume {
-        tracing::warn!("the folder has no complete checkpoint: starting from the beginning");
-    }
-    let before = before(&run, &mut around.acting, &config, state.update == 0, &stop, |acting| {
-        acting.records(algo.actor_mut(), "final", config.eval.final_episodes, &stop)
-    })?;
-    let mut observers = observers(&run);
-    let options = OnPolicyOptions {
-        name: config.name.clone(),
-        total: config.train.updates,
-        supply,
-        log_every: config.train.log_every,
-        evaluate_every: config.eval.every,
-        episodes: config.eval.episodes,
-        save_every: config.train.save_every,
-        keep_last: config.train.keep_last,
-        max_dropped: config.train.max_dropped,
-    };
     let schedule = Schedule::new(config.seed, around.place.tasks.clone());
-    let end = train_on_policy(
+    let rhythm = config.rhythm();
+    carry_out(
+        &Command { algorithm: kind.name(), args, config: &config },
         algo.as_mut(),
         &mut rollouts,
-        &schedule,
-        Some(&mut around.acting),
-        &run,
-        &mut state,
-        &options,
-        &mut observers,
-        &stop,
-    )?;
-    if end == End::Interrupted {
-        return Ok(interrupted(kind.name(), args, state.update, &mut observers));
+        &mut around.acting,
+        |_, _, _| Ok(true),
+        |algo, rollouts, state, around| {
+            train_on_policy(algo, rollouts, &schedule, &supply, state, &rhythm, around)
+        },
+    )
+}
+
+/// Runs `train sac`.
+pub(super) fn off_policy(args: &RunArgs) -> Result<ExitCode, TrainerError> {
+    let config = RlConfig::load(&args.config, &args.sets)?;
+    let mut around = surroundings(&config, config.rollout.demos > 0)?;
+    let policy = policy(&config, &around.spec)?;
+    let mut rollouts = rollouts(&config, &around.place, &policy, config.sac.gamma)?;
+    let mut sac = Sac::new(policy, &config.critic, config.sac.clone(), config.seed)?;
+    let schedule = Schedule::new(config.seed, around.place.tasks.clone());
+    let rhythm = config.rhythm();
+    let turns = Turns {
+        decisions: config.rollout.decisions,
+        updates_per_decision: config.rollout.updates_per_decision,
+        warmup: config.rollout.warmup,
+    };
+    let mut experts = Experts::new(&around.place)?;
+    carry_out(
+        &Command { algorithm: "sac", args, config: &config },
+        &mut sac,
+        &mut rollouts,
+        &mut around.acting,
+        |sac, rollouts, stop| demonstrate(sac, rollouts, &mut experts, &schedule, &config, stop),
+        |sac, rollouts, state, around| {
+            train_off_policy(sac, rollouts, &schedule, turns, state, &rhythm, around)
+        },
+    )
+}
+
+/// Lets the expert fill the learner's memory; false if it was interrupted.
+fn demonstrate(
+    sac: &mut Sac,
+    rollouts: &mut Rollouts,
+    experts: &mut Experts,
+    schedule: &Schedule,
+    config: &RlConfig,
+    stop: &StopFlag,
+) -> Result<bool, TrainerError> {
+    if config.rollout.demos == 0 {
+        return Ok(true);
     }
-    run.publish("final", |dir| Ok(save_policy(algo.actor(), dir)?))?;
-    let after = match &before {
-        Some(_) => {
-            let n = config.eval.final_episodes;
-            around.acting.records(algo.actor_mut(), "final", n, &stop)?
+    let jobs = schedule.groups(u64::MAX, config.rollout.demos as usize, 1);
+    let demos = rollouts.collect(experts, Plan::Episodes(jobs), stop)?;
+    if demos.stopped {
+        return Ok(false);
+    }
+    let solved = demos.episodes.iter().filter(|e| e.success).count();
+    tracing::info!("{} demonstrations, {solved} of them solve the task", demos.episodes.len());
+    for trajectory in &demos.trajectories {
+        let n = sac.actor().n_action_steps();
+        sac.demonstrate(&chunked(trajectory, n, config.sac.gamma))?;
+    }
+    // The demonstrations' environments begin anew: rollouts are those of a run without any.
+    let seats = vec![SeatState::default(); config.rollout.envs];
+    rollouts.load_state(&RolloutState { seats })?;
+    Ok(true)
+}
+
+/// What was asked for.
+struct Command<'a> {
+    algorithm: &'a str,
+    args: &'a RunArgs,
+    config: &'a RlConfig,
+}
+
+/// A run from opening its folder to its last words. `begin` prepares a run that does not resume and says whether it was
+/// left to finish; `train` is the loop.
+fn carry_out<L: Learner<Actor = VlaPolicy> + ?Sized>(
+    command: &Command<'_>,
+    learner: &mut L,
+    rollouts: &mut Rollouts,
+    acting: &mut Acting,
+    begin: impl FnOnce(&mut L, &mut Rollouts, &StopFlag) -> Result<bool, TrainerError>,
+    train: impl FnOnce(
+        &mut L,
+        &mut Rollouts,
+        &mut RlState,
+        &mut Around<'_>,
+    ) -> Result<End, TrainerError>,
+) -> Result<ExitCode, TrainerError> {
+    let Command { algorithm, args, config } = *command;
+    let n = config.eval.final_episodes;
+    let stop = stop_on_signals()?;
+    let (run, mut state) = open(args, config)?;
+    describe(&run, config, config.train.updates, learner.actor().params().count())?;
+    let mut observers = observers(&run);
+    if let Some((update, path)) = run.newest()?.filter(|_| args.resume) {
+        let (found, at) = rl_state::load(&path)?;
+        learner.load_state(&found)?;
+        rollouts.load_state(&at.rollouts)?;
+        state = at;
+        tracing::info!(update, checkpoint = %path.display(), "resuming");
+    } else {
+        if args.resume {
+            tracing::warn!("the folder has no complete checkpoint: starting from the beginning");
         }
+        if !begin(learner, rollouts, &stop)? {
+            return Ok(interrupted(algorithm, args, 0, &mut observers));
+        }
+    }
+    let before = before(&run, acting, config, state.update == 0, &stop, |acting| {
+        acting.records(learner.actor_mut(), "final", n, &stop)
+    })?;
+    let mut around =
+        Around { acting: Some(&mut *acting), run: &run, observers: &mut observers, stop: &stop };
+    if train(learner, rollouts, &mut state, &mut around)? == End::Interrupted {
+        return Ok(interrupted(algorithm, args, state.update, &mut observers));
+    }
+    run.publish("final", |dir| Ok(save_policy(learner.actor(), dir)?))?;
+    let after = match &before {
+        Some(_) => acting.records(learner.actor_mut(), "final", n, &stop)?,
         None => None,
     };
-    conclude(kind.name(), args, &run, before, after, &state, &mut observers, &stop)
+    conclude(algorithm, args, &run, before, after, &state, &mut observers, &stop)
 }
 
 /// Opens the run's folder and writes down its settings.
-pub(super) fn open(
-    args: &RunArgs,
-    config: &RlConfig,
-    parameters: (usize, usize),
-) -> Result<(RunFolder, RlState), TrainerError> {
+fn open(args: &RunArgs, config: &RlConfig) -> Result<(RunFolder, RlState), TrainerError> {
     let resolved = config.to_toml()?;
     let origin = Origin {
         config_sha256: hex_digest(resolved.as_bytes()),
@@ -140,21 +209,30 @@ pub(super) fn open(
         refuse_changes(&run, |earlier| config.differences(earlier))?;
     }
     write(&run.root().join(RESOLVED_FILE), &resolved)?;
+    Ok((run, RlState::default()))
+}
+
+/// Writes `run.json`: what runs here, how large it is (all parameters and those that learn) and for how long it goes on.
+fn describe(
+    run: &RunFolder,
+    config: &RlConfig,
+    updates: u64,
+    (parameters, trainable): (usize, usize),
+) -> Result<(), TrainerError> {
     let about = json!({
         "name": config.name,
         "program": program(),
         "torch": TORCH_VERSION,
         "threads": tch::get_num_threads(),
-        "parameters": parameters.0,
-        "trainable_parameters": parameters.1,
-        "updates": config.train.updates,
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "updates": updates,
     });
-    write(&run.root().join("run.json"), &format!("{about:#}\n"))?;
-    Ok((run, RlState::default()))
+    write(&run.root().join("run.json"), &format!("{about:#}\n"))
 }
 
 /// Who watches.
-pub(super) fn observers(run: &RunFolder) -> Observers {
+fn observers(run: &RunFolder) -> Observers {
     let mut observers = Observers::default();
     observers.push(ProgressBar::default());
     observers.push(Report::new(run.root()));
@@ -165,8 +243,8 @@ pub(super) fn observers(run: &RunFolder) -> Observers {
 
 const BEFORE_FILE: &str = "before.json";
 
-/// How well the policy did before the first update; remembered by the run's folder.
-pub(super) fn before(
+/// How well the policy did before it was improved, judged if it is `fresh`; remembered by the run's folder.
+fn before(
     run: &RunFolder,
     acting: &mut Acting,
     config: &RlConfig,
@@ -178,7 +256,7 @@ pub(super) fn before(
     if config.eval.final_episodes == 0 {
         return Ok(None);
     }
-    if !fresh {
+    if !fresh || path.exists() {
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
         return serde_json::from_str(&text)
             .map(Some)
@@ -199,7 +277,7 @@ pub(super) fn before(
 
 /// Before and after, and the last words.
 #[expect(clippy::too_many_arguments, reason = "the parts of a run, each used as it is")]
-pub(super) fn conclude(
+fn conclude(
     algorithm: &str,
     args: &RunArgs,
     run: &RunFolder,
@@ -223,78 +301,6 @@ pub(super) fn conclude(
     let why = "all updates are done";
     observers.notify(&TrainEvent::Finished { update: state.update, why });
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `train sac`.
-pub(super) fn off_policy(args: &RunArgs) -> Result<ExitCode, TrainerError> {
-    let config = RlConfig::load(&args.config, &args.sets)?;
-    let mut around = surroundings(&config, config.rollout.demos > 0)?;
-    let policy = policy(&config, &around.spec)?;
-    let mut rollouts = rollouts(&config, &around.place, &policy, config.sac.gamma)?;
-    let n_action_steps = policy.n_action_steps();
-    let mut sac = Sac::new(policy, &config.critic, config.sac.clone(), config.seed)?;
-    let stop = stop_on_signals()?;
-    let (run, mut state) = open(args, &config, ImitationModel::params(sac.actor()).count())?;
-    let schedule = Schedule::new(config.seed, around.place.tasks.clone());
-    if let Some((update, path)) = run.newest()?.filter(|_| args.resume) {
-        let (learner, found) = rl_state::load(&path)?;
-        sac.load_state(&learner)?;
-        rollouts.load_state(&found.rollouts)?;
-        state = found;
-        tracing::info!(update, checkpoint = %path.display(), "resuming");
-    } else if config.rollout.demos > 0 {
-        let mut experts = Experts::new(&around.place)?;
-        let jobs = schedule.groups(u64::MAX, config.rollout.demos as usize, 1);
-        let demos = rollouts.collect(&mut experts, Plan::Episodes(jobs), &stop)?;
-        let solved = demos.episodes.iter().filter(|e| e.success).count();
-        tracing::info!("{} demonstrations, {solved} of them solve the task", demos.episodes.len());
-        for trajectory in &demos.trajectories {
-            sac.demonstrate(&chunked(trajectory, n_action_steps, config.sac.gamma))?;
-        }
-        // The demonstrations' environments begin anew: rollouts are those of a run without any.
-        rollouts
-            .load_state(&RolloutState { seats: vec![SeatState::default(); config.rollout.envs] })?;
-    }
-    let before = before(&run, &mut around.acting, &config, state.update == 0, &stop, |acting| {
-        acting.records(sac.actor_mut(), "final", config.eval.final_episodes, &stop)
-    })?;
-    let mut observers = observers(&run);
-    let options = OffPolicyOptions {
-        name: config.name.clone(),
-        total: config.train.updates,
-        decisions: config.rollout.decisions,
-        updates_per_decision: config.rollout.updates_per_decision,
-        warmup: config.rollout.warmup,
-        log_every: config.train.log_every,
-        evaluate_every: config.eval.every,
-        episodes: config.eval.episodes,
-        save_every: config.train.save_every,
-        keep_last: config.train.keep_last,
-        max_dropped: config.train.max_dropped,
-    };
-    let end = train_off_policy(
-        &mut sac,
-        &mut rollouts,
-        &schedule,
-        Some(&mut around.acting),
-        &run,
-        &mut state,
-        &options,
-        &mut observers,
-        &stop,
-    )?;
-    if end == End::Interrupted {
-        return Ok(interrupted("sac", args, state.update, &mut observers));
-    }
-    run.publish("final", |dir| Ok(save_policy(sac.actor(), dir)?))?;
-    let after = match &before {
-        Some(_) => {
-            let n = config.eval.final_episodes;
-            around.acting.records(sac.actor_mut(), "final", n, &stop)?
-        }
-        None => None,
-    };
-    conclude("sac", args, &run, before, after, &state, &mut observers, &stop)
 }
 
 /// Runs `train dagger`.
@@ -334,7 +340,6 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
     }
     let loops = Interactive {
         config: &config.dagger,
-        name: &config.name,
         seed: config.seed,
         place: &around.place,
         spec,
@@ -345,34 +350,39 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         model: config.policy.model.clone(),
         device: device(config.device)?,
     };
+    let from_nothing = begins.is_none();
     let mut learner = begins.map(|policy| loops.learner(policy)).transpose()?;
     let stop = stop_on_signals()?;
-    let count = learner.as_ref().map_or((0, 0), |bc| bc.model().params().count());
-    let (run, mut state) = open(args, &config, count)?;
+    let (run, mut state) = open(args, &config)?;
     if let Some((update, path)) = run.newest()?.filter(|_| args.resume) {
         state = loops.load(&path, &mut learner)?;
         tracing::info!(update, checkpoint = %path.display(), "resuming");
     }
+    let mut observers = observers(&run);
+    let (update, total) = (state.update, loops.rounds());
+    observers.notify(&TrainEvent::Started { update, total, name: &config.name });
+    // What began from nothing is compared with the clone of the expert that it is after the first round.
+    let first = u64::from(from_nothing);
+    let mut end = End::Complete;
+    let mut train = |until, learner: &mut _, state: &mut _, acting: &mut Acting| {
+        let acting = Some(acting);
+        loops.train(until, learner, &mut rollouts, acting, &run, state, &mut observers, &stop)
+    };
+    if state.update < first {
+        end = train(first, &mut learner, &mut state, &mut around.acting)?;
+    }
     let n = config.eval.final_episodes;
-    let fresh = state.update == 0;
     let mut before = None;
-    if learner.is_some() {
+    if let Some(bc) = &mut learner {
+        describe(&run, &config, total, bc.model().params().count())?;
+        let fresh = state.update == first;
         before = self::before(&run, &mut around.acting, &config, fresh, &stop, |acting| {
-            learner.as_mut().map_or(Ok(None), |bc| {
-                bc.averaged(|policy| acting.records(policy, "final", n, &stop))
-            })
+            bc.averaged(|policy| acting.records(policy, "final", n, &stop))
         })?;
     }
-    let mut observers = observers(&run);
-    let end = loops.train(
-        &mut learner,
-        &mut rollouts,
-        Some(&mut around.acting),
-        &run,
-        &mut state,
-        &mut observers,
-        &stop,
-    )?;
+    if end != End::Interrupted {
+        end = train(total, &mut learner, &mut state, &mut around.acting)?;
+    }
     let (End::Complete | End::Patience, Some(bc)) = (end, learner.as_mut()) else {
         return Ok(interrupted("dagger", args, state.update, &mut observers));
     };
@@ -380,12 +390,5 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         run.publish("final", |dir| Ok(save_policy(policy, dir)?))?;
         if n == 0 { Ok(None) } else { around.acting.records(policy, "final", n, &stop) }
     })?;
-    if let (None, Some(after)) = (&before, &after) {
-        let all = outcome::success(&after.iter().collect::<Vec<_>>())?;
-        let text =
-            serde_json::to_string_pretty(&all).map_err(|e| TrainerError::config(e.to_string()))?;
-        write(&run.root().join("evaluation.json"), &text)?;
-        tracing::info!("final: {}/{} solved", all.successes, all.episodes);
-    }
     conclude("dagger", args, &run, before, after, &state, &mut observers, &stop)
 }

@@ -15,7 +15,7 @@ use simloop_trainers::rollout::{RolloutOptions, Rollouts};
 use simloop_trainers::run::Existing;
 use simloop_trainers::stop::StopFlag;
 
-use super::{OrResume as _, config, run_folder, weights};
+use super::{OrResume as _, config, program, run_folder, weights};
 
 fn train(config: &RlConfig, root: &Path) -> (VlaPolicyWeights, RlState) {
     let around = surroundings(config, true).unwrap();
@@ -31,7 +31,6 @@ fn train(config: &RlConfig, root: &Path) -> (VlaPolicyWeights, RlState) {
     let mut rollouts = Rollouts::new(vec, options);
     let loops = Interactive {
         config: &config.dagger,
-        name: "test",
         seed: config.seed,
         place: &around.place,
         spec: spec_of_env(&around.spec),
@@ -49,6 +48,7 @@ fn train(config: &RlConfig, root: &Path) -> (VlaPolicyWeights, RlState) {
     }
     loops
         .train(
+            u64::MAX,
             &mut learner,
             &mut rollouts,
             None,
@@ -100,4 +100,23 @@ fn labels_pile_up_and_a_resumed_run_is_the_uninterrupted_one() {
     train(&RlConfig { seed: 5, ..other }, copy.path());
     std::fs::rename(copy.path().join("data/0000"), without.path().join("data/0000")).unwrap();
     assert!(train(&settings(3), without.path()).0 != expected.0);
+}
+
+#[test]
+fn a_run_from_nothing_is_compared_with_the_clone_that_its_first_round_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets =
+        ["dagger.episodes=2", "dagger.updates=2", "dagger.batch_size=8", "dagger.iterations=2"];
+    let sets: Vec<String> =
+        sets.iter().chain(&["eval.final_episodes=3"]).map(|s| (*s).to_owned()).collect();
+    program(dir.path(), "dagger", &sets);
+    let read = |file: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(dir.path().join("run").join(file)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let outcome = read("evaluation.json");
+    assert_eq!(outcome["before"]["episodes"], 3);
+    assert_eq!(outcome["after"]["episodes"], 3);
+    let about = read("run.json");
+    assert!(about["parameters"].as_u64().unwrap() > 0 && about["updates"] == 2, "{about}");
 }

@@ -1,6 +1,6 @@
 //! Numbers that are none: the update is dropped, the weights stay, the tensor is named; three in a row end the run.
 
-use simloop_algos::Update;
+use simloop_algos::{Learner as _, Update};
 use simloop_envs::EnvId;
 use simloop_trainers::TrainerError;
 use simloop_trainers::on_policy::Explorer;

@@ -4,25 +4,27 @@
 
 mod dagger;
 mod guards;
+mod learns;
 mod presets;
 mod resume;
 mod workers;
 
 use std::path::Path;
 
-use simloop_algos::{OnPolicy, Sac};
+use simloop_algos::{Learner, OnPolicy, Sac};
 use simloop_policies::ImitationModel as _;
 use simloop_policies::vla::VlaPolicy;
 use simloop_trainers::TrainerError;
 use simloop_trainers::checkpoint::Origin;
 use simloop_trainers::observer::Observers;
-use simloop_trainers::off_policy::{OffPolicyOptions, train_off_policy};
+use simloop_trainers::off_policy::{Turns, train_off_policy};
 use simloop_trainers::offline::End;
-use simloop_trainers::on_policy::{OnPolicyOptions, Schedule, Supply, train_on_policy};
+use simloop_trainers::on_policy::{Schedule, Supply, train_on_policy};
 use simloop_trainers::rl_build::{grpo, policy, ppo, rollouts, surroundings};
 use simloop_trainers::rl_config::RlConfig;
 use simloop_trainers::rl_state::{self, RlState};
 use simloop_trainers::rollout::Rollouts;
+use simloop_trainers::round::{Around, Rhythm};
 use simloop_trainers::run::{Existing, RunFolder};
 use simloop_trainers::stop::StopFlag;
 
@@ -80,6 +82,20 @@ fn config(sets: &[&str]) -> RlConfig {
     RlConfig::load(&path, &sets).unwrap()
 }
 
+/// Runs the program `train` on the tiny settings, into `root/run`.
+fn program(root: &Path, algorithm: &str, sets: &[String]) {
+    let path = root.join("settings.toml");
+    std::fs::write(&path, SETTINGS.replace("SQUASH", "false")).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_train"));
+    command.arg(algorithm).arg("--config").arg(&path).arg("--output-dir").arg(root.join("run"));
+    command.args(["--set", "eval.every=0", "--set", "eval.final_episodes=0"]);
+    for set in sets {
+        command.args(["--set", set]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Which on-policy algorithm.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -104,6 +120,24 @@ fn run_folder(root: &Path, existing: Existing) -> RunFolder {
     RunFolder::open(root, existing, Origin::default()).unwrap()
 }
 
+/// Goes on from the folder's newest checkpoint, if it has one.
+fn resume<L: Learner + ?Sized>(
+    run: &RunFolder,
+    learner: &mut L,
+    rollouts: &mut Rollouts,
+) -> RlState {
+    let Some((_, path)) = run.newest().unwrap() else { return RlState::default() };
+    let (found, state) = rl_state::load(&path).unwrap();
+    learner.load_state(&found).unwrap();
+    rollouts.load_state(&state.rollouts).unwrap();
+    state
+}
+
+/// Saves at the end only and looks at nothing in between.
+fn rhythm(config: &RlConfig) -> Rhythm {
+    Rhythm { evaluate_every: 0, save_every: 0, ..config.rhythm() }
+}
+
 /// Trains to `config.train.updates`, from the folder's newest checkpoint if it has one.
 fn train(
     kind: Kind,
@@ -113,39 +147,23 @@ fn train(
 ) -> Result<(Boxed, RlState, End), TrainerError> {
     let (mut algo, mut rollouts, schedule) = parts(kind, config);
     let run = run_folder(root, Existing::Overwrite.or_resume(root));
-    let mut state = RlState::default();
-    if let Some((_, path)) = run.newest().unwrap() {
-        let (learner, found) = rl_state::load(&path).unwrap();
-        algo.load_state(&learner).unwrap();
-        rollouts.load_state(&found.rollouts).unwrap();
-        state = found;
-    }
-    let options = OnPolicyOptions {
-        name: "test".to_owned(),
-        total: config.train.updates,
-        supply: match kind {
-            Kind::Ppo => Supply::Decisions(config.rollout.decisions),
-            Kind::Grpo => {
-                Supply::Groups { groups: config.rollout.groups, size: config.rollout.group_size }
-            }
-        },
-        log_every: 1,
-        evaluate_every: 0,
-        episodes: 0,
-        save_every: 0,
-        keep_last: 2,
-        max_dropped: 3,
+    let mut state = resume(&run, algo.as_mut(), &mut rollouts);
+    let supply = match kind {
+        Kind::Ppo => Supply::Decisions(config.rollout.decisions),
+        Kind::Grpo => {
+            Supply::Groups { groups: config.rollout.groups, size: config.rollout.group_size }
+        }
     };
+    let mut observers = Observers::default();
+    let mut around = Around { acting: None, run: &run, observers: &mut observers, stop };
     let end = train_on_policy(
         algo.as_mut(),
         &mut rollouts,
         &schedule,
-        None,
-        &run,
+        &supply,
         &mut state,
-        &options,
-        &mut Observers::default(),
-        stop,
+        &rhythm(config),
+        &mut around,
     )?;
     Ok((algo, state, end))
 }
@@ -186,36 +204,18 @@ fn sac_parts(config: &RlConfig) -> (Sac, Rollouts, Schedule) {
 fn train_sac(config: &RlConfig, root: &Path) -> Sac {
     let (mut sac, mut rollouts, schedule) = sac_parts(config);
     let run = run_folder(root, Existing::Overwrite.or_resume(root));
-    let mut state = RlState::default();
-    if let Some((_, path)) = run.newest().unwrap() {
-        let (learner, found) = rl_state::load(&path).unwrap();
-        sac.load_state(&learner).unwrap();
-        rollouts.load_state(&found.rollouts).unwrap();
-        state = found;
-    }
-    let options = OffPolicyOptions {
-        name: "test".to_owned(),
-        total: config.train.updates,
-        decisions: 1,
-        updates_per_decision: 1.0,
-        warmup: config.rollout.warmup,
-        log_every: 1,
-        evaluate_every: 0,
-        episodes: 0,
-        save_every: 0,
-        keep_last: 2,
-        max_dropped: 3,
-    };
+    let mut state = resume(&run, &mut sac, &mut rollouts);
+    let turns = Turns { decisions: 1, updates_per_decision: 1.0, warmup: config.rollout.warmup };
+    let (mut observers, stop) = (Observers::default(), StopFlag::default());
+    let mut around = Around { acting: None, run: &run, observers: &mut observers, stop: &stop };
     let end = train_off_policy(
         &mut sac,
         &mut rollouts,
         &schedule,
-        None,
-        &run,
+        turns,
         &mut state,
-        &options,
-        &mut Observers::default(),
-        &StopFlag::default(),
+        &rhythm(config),
+        &mut around,
     )
     .unwrap();
     assert_eq!(end, End::Complete);

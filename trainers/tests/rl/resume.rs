@@ -1,5 +1,6 @@
 //! `n` updates equal `k` updates, a new process, and `n - k` more; leaving any part of the state out shows.
 
+use simloop_algos::Learner as _;
 use simloop_trainers::rl_state;
 use simloop_trainers::run::Existing;
 use simloop_trainers::stop::StopFlag;

@@ -2,7 +2,7 @@
 
 use simloop_trainers::stop::StopFlag;
 
-use super::{Kind, bits, config, parts, train};
+use super::{Kind, bits, config, parts, program, train};
 
 /// Updates compared: `SIMLOOP_RL_UPDATES`, 4 unless set.
 fn updates() -> String {
@@ -37,4 +37,15 @@ fn the_seed_decides() {
         bits(&train(Kind::Ppo, &config, dir.path(), &StopFlag::default()).unwrap().0.state())
     };
     assert_ne!(run("seed=0"), run("seed=1"));
+}
+
+#[test]
+fn an_environment_in_a_process_of_its_own_learns_the_same_weights() {
+    let run = |processes: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [format!("env.processes={processes}"), "train.updates=2".to_owned()];
+        program(dir.path(), "ppo", &sets);
+        std::fs::read(dir.path().join("run/final/model.safetensors")).unwrap()
+    };
+    assert!(run(true) == run(false));
 }
