@@ -8,10 +8,14 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `render` | the page: what the template sees, limits, files |
+//! | `figures` | running rate, histograms, strips of outcomes |
+//! | `foreign` | text and paths that the page did not write itself |
 //! | `words` | numbers as people read them |
 //! | `svg` | escaping, axes, and what all plots share |
 //! | `plots` | whiskers, outcome strips, histograms, the running rate |
 
+mod figures;
+mod foreign;
 mod plots;
 mod render;
 mod svg;

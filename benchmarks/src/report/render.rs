@@ -7,7 +7,9 @@ use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 use simloop_trainers::Status;
 
-use super::plots::{Histogram, OutcomeCell, histogram, outcome_strip, running_rate, whisker};
+use super::figures::{Plot, Strip, plots, strips};
+use super::foreign::{Piece, cut, link, pieces};
+use super::plots::whisker;
 use super::svg::{base64, escape};
 use super::words;
 use crate::eval_info::{EVAL_INFO_FILE, render_eval_info};
@@ -18,21 +20,12 @@ pub const REPORT_FILE: &str = "report.html";
 /// No report is larger.
 pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 const TEMPLATE: &str = include_str!("template.html");
-/// Foreign text is cut after so many characters.
-const MAX_TEXT: usize = 400;
-/// The name of an axis after so many: it cannot wrap.
-const MAX_AXIS_TEXT: usize = 24;
-/// Columns of an outcome strip: 325 pixels fit a phone.
-const STRIP_COLUMNS: usize = 25;
-const STEP_BINS: usize = 30;
-const METRIC_BINS: usize = 40;
-
 /// How much of each long list is shown.
 #[derive(Clone, Copy)]
-struct Limits {
+pub(super) struct Limits {
     tasks: usize,
-    strips: usize,
-    strip_cells: usize,
+    pub(super) strips: usize,
+    pub(super) strip_cells: usize,
     failures: usize,
     errors: usize,
     thumbnail_bytes: usize,
@@ -179,32 +172,10 @@ struct Fact {
 }
 
 #[derive(Serialize)]
-struct Plot {
-    heading: String,
-    caption: String,
-    svg: String,
-}
-
-#[derive(Serialize)]
-struct Strip {
-    label: String,
-    score: String,
-    described: String,
-    svg: String,
-}
-
-#[derive(Serialize)]
 struct NumberRow {
     name: String,
     value: String,
     source: Vec<Piece>,
-}
-
-/// A piece of text, perhaps a link.
-#[derive(Serialize)]
-struct Piece {
-    text: String,
-    href: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -394,138 +365,6 @@ fn reading(summary: &EvalSummary) -> Vec<String> {
     text
 }
 
-fn plots(summary: &EvalSummary) -> Vec<Plot> {
-    let of = |status: Status, value: &dyn Fn(&EpisodeRow) -> Option<f64>| -> Vec<f64> {
-        summary.episodes.iter().filter(|e| e.status == status).filter_map(value).collect()
-    };
-    let mut plots = Vec::new();
-    let running = running_rate(&summary.running);
-    if !running.is_empty() {
-        plots.push(Plot {
-            heading: "Success rate as episodes add up".to_owned(),
-            caption: "Episodes are taken in a fixed order, not as they finished. The band is an anytime-valid \
-                      95\u{a0}% confidence sequence: with 95\u{a0}% probability it holds the true rate at all times \
-                      at once, so it may be looked at whenever one likes. That makes it wider than the interval \
-                      above."
-                .to_owned(),
-            svg: running,
-        });
-    }
-    let steps = |e: &EpisodeRow| Some(f64::from(e.steps));
-    let longest = summary.episodes.iter().map(|e| e.steps).max().unwrap_or(0);
-    if longest > 0 {
-        plots.push(Plot {
-            heading: "Episode length".to_owned(),
-            caption: "Environment steps of completed episodes. A failure usually runs into the step limit.".to_owned(),
-            svg: histogram(&Histogram {
-                successes: &of(Status::Success, &steps),
-                failures: &of(Status::Failure, &steps),
-                range: (0.0, f64::from(longest)),
-                bins: STEP_BINS,
-                label: "steps",
-            }),
-        });
-    }
-    if let Some((heading, caption, label, value)) = distribution(summary) {
-        let (successes, failures) = (of(Status::Success, &*value), of(Status::Failure, &*value));
-        let all = || successes.iter().chain(&failures).copied().filter(|v| v.is_finite());
-        let (low, high) = (all().fold(f64::MAX, f64::min), all().fold(f64::MIN, f64::max));
-        // Fractions keep their natural axis; a single value gets some room.
-        let range = match (low, high) {
-            (low, high) if low >= 0.0 && high <= 1.0 => (0.0, 1.0),
-            (low, high) if high > low => (low.min(0.0), high),
-            (low, _) => (low - 0.5, low + 0.5),
-        };
-        plots.push(Plot {
-            heading,
-            caption,
-            svg: histogram(&Histogram {
-                successes: &successes,
-                failures: &failures,
-                range,
-                bins: METRIC_BINS,
-                label: &label,
-            }),
-        });
-    }
-    plots
-}
-
-type ValueOf = Box<dyn Fn(&EpisodeRow) -> Option<f64>>;
-
-/// What besides success is worth a histogram: `PushT`'s coverage, else the first metric, else the return if it is more
-/// than success in disguise. As heading, caption, axis label and value.
-fn distribution(summary: &EvalSummary) -> Option<(String, String, String, ValueOf)> {
-    let names = metric_names(summary);
-    let name = names.iter().find(|name| **name == "coverage").or(names.first());
-    if let Some(name) = name {
-        let name = (*name).to_owned();
-        let shown: String = name.chars().take(MAX_AXIS_TEXT).collect::<String>().replace('_', " ");
-        let label = format!("max {shown}");
-        let caption = format!("The largest {shown} of each completed episode.");
-        let value = move |e: &EpisodeRow| e.metrics.get(&name).map(|range| range.max);
-        return Some((format!("How close it came: {label}"), caption, label, Box::new(value)));
-    }
-    let completed = || summary.episodes.iter().filter(|e| e.status != Status::Error);
-    let mut returns: Vec<f64> = completed().map(|e| e.ret).collect();
-    returns.sort_by(f64::total_cmp);
-    returns.dedup();
-    (returns.len() > 2).then(|| {
-        let caption = "The undiscounted sum of rewards of each completed episode.".to_owned();
-        let value: ValueOf = Box::new(|e: &EpisodeRow| Some(e.ret));
-        ("Return".to_owned(), caption, "return".to_owned(), value)
-    })
-}
-
-fn metric_names(summary: &EvalSummary) -> Vec<&str> {
-    let mut names: Vec<&str> =
-        summary.tasks.iter().flat_map(|task| task.metrics.keys().map(String::as_str)).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
-fn strips(summary: &EvalSummary, limits: Limits) -> (Vec<Strip>, Option<String>) {
-    let mut strips = Vec::new();
-    let mut cells_left = limits.strip_cells;
-    for task in summary.tasks.iter().take(limits.strips) {
-        let cells: Vec<OutcomeCell> = summary
-            .episodes
-            .iter()
-            .filter(|e| e.task == task.key)
-            .take(cells_left)
-            .map(|e| OutcomeCell {
-                status: e.status,
-                tip: format!(
-                    "trial {}: {}, {}",
-                    e.trial,
-                    status_word(e.status),
-                    words::count(u64::from(e.steps), "step")
-                ),
-                href: e.video.as_deref().and_then(link),
-            })
-            .collect();
-        if cells.is_empty() {
-            continue;
-        }
-        cells_left -= cells.len();
-        let label = if task.instruction.is_empty() { &task.key } else { &task.instruction };
-        let score = format!("{}/{}", task.successes, task.completed);
-        let described =
-            format!("{} of {} succeeded", task.successes, words::count(task.completed, "episode"));
-        // One plot per row lets a wide page put rows side by side.
-        let rows = cells.chunks(STRIP_COLUMNS).enumerate().map(|(row, cells)| {
-            let first = row * STRIP_COLUMNS;
-            let title = format!("episodes {} to {}", first + 1, first + cells.len());
-            outcome_strip(cells, STRIP_COLUMNS, &title)
-        });
-        let svg = rows.collect();
-        strips.push(Strip { label: cut(label), score, described, svg });
-    }
-    let shown = limits.strip_cells - cells_left;
-    (strips, left_out(summary.episodes.len().saturating_sub(shown), "episode", "ledger.jsonl"))
-}
-
 fn failures(summary: &EvalSummary, limits: Limits) -> (Vec<Card>, Option<String>) {
     let mut bytes_left = limits.thumbnail_bytes;
     let all: Vec<&EpisodeRow> =
@@ -621,91 +460,14 @@ fn task_line(task: &TaskRow, metric_names: &[&str]) -> TaskLine {
     }
 }
 
-fn status_word(status: Status) -> &'static str {
-    match status {
-        Status::Success => "success",
-        Status::Failure => "failure",
-        Status::Error => "error",
-    }
+pub(super) fn metric_names(summary: &EvalSummary) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        summary.tasks.iter().flat_map(|task| task.metrics.keys().map(String::as_str)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
-fn left_out(n: usize, noun: &str, file: &str) -> Option<String> {
+pub(super) fn left_out(n: usize, noun: &str, file: &str) -> Option<String> {
     (n > 0).then(|| format!("{} more: see {file}.", words::count(n as u64, noun)))
-}
-
-/// `text`, at most [`MAX_TEXT`] characters of it.
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_TEXT) {
-        Some((end, _)) => format!("{}\u{2026}", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// `path` as a relative link, percent-encoded; `None` if it would lead out of the result folder.
-fn link(path: &str) -> Option<String> {
-    if path.is_empty() || path.split('/').any(|part| part.is_empty() || part == "." || part == "..")
-    {
-        return None;
-    }
-    let mut out = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                out.push(char::from(byte));
-            }
-            _ => super::svg::write_to(&mut out, format_args!("%{byte:02X}")),
-        }
-    }
-    Some(out)
-}
-
-/// Splits at spaces so that addresses become links.
-fn pieces(source: &str) -> Vec<Piece> {
-    let source = cut(source);
-    let mut pieces: Vec<Piece> = Vec::new();
-    for word in source.split_inclusive(char::is_whitespace) {
-        let address = word.trim_end().trim_end_matches([',', ';', '.', ')']);
-        if address.starts_with("https://") {
-            pieces.push(Piece { text: address.to_owned(), href: Some(address.to_owned()) });
-            pieces.push(Piece { text: word[address.len()..].to_owned(), href: None });
-        } else {
-            pieces.push(Piece { text: word.to_owned(), href: None });
-        }
-    }
-    pieces
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_stay_inside_the_result_folder() {
-        assert_eq!(
-            link("videos/task0003_ep0012_failure.mp4").unwrap(),
-            "videos/task0003_ep0012_failure.mp4"
-        );
-        assert_eq!(link("javascript:alert(1)").unwrap(), "javascript%3Aalert%281%29");
-        assert_eq!(link("a b\"/c.mp4").unwrap(), "a%20b%22/c.mp4");
-        for outside in ["", "/etc/passwd", "../x.mp4", "videos/../../x.mp4", "//host/x"] {
-            assert_eq!(link(outside), None);
-        }
-    }
-
-    #[test]
-    fn only_https_addresses_become_links() {
-        let links = |text: &str| -> Vec<String> {
-            pieces(text).into_iter().filter_map(|p| p.href).collect()
-        };
-        assert_eq!(links("see https://example.org/a, line 3"), vec!["https://example.org/a"]);
-        assert!(links("javascript:alert(1) http://x file:///y").is_empty());
-        let text: String = pieces("a https://b.c; d").into_iter().map(|p| p.text).collect();
-        assert_eq!(text, "a https://b.c; d");
-    }
-
-    #[test]
-    fn long_foreign_text_is_cut_between_characters() {
-        let text = cut(&"\u{e9}".repeat(1000));
-        assert_eq!(text.chars().count(), MAX_TEXT + 1);
-    }
 }
