@@ -3,8 +3,7 @@
 #
 #   benchmarks/peers/gym_pusht_policy.sh CHECKPOINT [episodes] [seed] [result folder of `bench pusht` to compare with]
 #
-# PEER_PYTHON names an interpreter that has gym-pusht 0.1.8; without it a virtual environment is made once in
-# .simloop/peers/pusht from PyPI. OUT names the JSON file (default: gym_pusht.json in the checkpoint's folder).
+# Its Python: benchmarks/peers/python.sh. OUT names the JSON file (default: gym_pusht.json in the checkpoint's folder).
 set -euo pipefail
 policy=$(realpath "${1:?give a checkpoint folder}")
 episodes=${2:-500}
@@ -13,11 +12,7 @@ compare=${4:+$(realpath "$4")}
 out=$(realpath -m "${OUT:-$policy/gym_pusht.json}")
 cd "$(dirname "$0")/../.."
 
-python=${PEER_PYTHON:-.simloop/peers/pusht/bin/python}
-if [[ -z ${PEER_PYTHON:-} ]] && ! "$python" -c 'import gym_pusht' 2>/dev/null; then
-    python3 -m venv .simloop/peers/pusht
-    .simloop/peers/pusht/bin/pip install --quiet gym-pusht==0.1.8 pymunk==6.11.1
-fi
+python=$(benchmarks/peers/python.sh pusht)
 if [[ -z ${SERVE:-} ]]; then
     cargo build --release --quiet -p simloop-trainers --bin serve
     SERVE=${CARGO_TARGET_DIR:-target}/release/serve

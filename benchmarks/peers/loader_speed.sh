@@ -4,8 +4,7 @@
 #   benchmarks/peers/loader_speed.sh BRIDGE_RLDS_FOLDER PUSHT_ZARR [rounds] [cpu-seconds per measurement]
 #
 # BRIDGE_RLDS_FOLDER holds dataset_info.json and one train shard, PUSHT_ZARR is pusht_cchi_v7_replay.zarr.
-# PEER_PYTHON names an interpreter with the packages below; without it a virtual environment is made once in
-# .simloop/peers/loader from PyPI.
+# Its Python: benchmarks/peers/python.sh.
 set -euo pipefail
 bridge=$(realpath "$1")
 pusht=$(realpath "$2")
@@ -13,13 +12,7 @@ cd "$(dirname "$0")/../.."
 rounds=${3:-5}
 seconds=${4:-2}
 
-python=${PEER_PYTHON:-.simloop/peers/loader/bin/python}
-if [[ ! -x $python ]]; then
-    python3 -m venv .simloop/peers/loader
-    .simloop/peers/loader/bin/pip install --quiet \
-        numpy==1.26.4 zarr==2.18.3 numcodecs==0.12.1 pillow==13.0.0 protobuf==7.36.2
-    python=.simloop/peers/loader/bin/python
-fi
+python=$(benchmarks/peers/python.sh loader)
 cargo build --release --quiet -p simloop-trainers --example loader_speed
 target=${CARGO_TARGET_DIR:-target}
 export OMP_NUM_THREADS=1 BLOSC_NTHREADS=1

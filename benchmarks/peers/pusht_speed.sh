@@ -3,19 +3,13 @@
 #
 #   benchmarks/peers/pusht_speed.sh [rounds] [cpu-seconds per measurement]
 #
-# PEER_PYTHON names an interpreter that has gym-pusht 0.1.8; without it a virtual environment is made once in
-# .simloop/peers/pusht from PyPI.
+# Its Python: benchmarks/peers/python.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-5}
 seconds=${2:-2}
 
-python=${PEER_PYTHON:-.simloop/peers/pusht/bin/python}
-if [[ ! -x $python ]]; then
-    python3 -m venv .simloop/peers/pusht
-    .simloop/peers/pusht/bin/pip install --quiet gym-pusht==0.1.8 pymunk==6.11.1
-    python=.simloop/peers/pusht/bin/python
-fi
+python=$(benchmarks/peers/python.sh pusht)
 cargo build --release --quiet -p simloop-envs --example pusht_speed
 target=${CARGO_TARGET_DIR:-target}
 export OMP_NUM_THREADS=1 SDL_VIDEODRIVER=dummy PYGAME_HIDE_SUPPORT_PROMPT=1

@@ -4,21 +4,13 @@
 #
 #   benchmarks/peers/rl_speed.sh [rounds] [cpu-seconds per measurement]
 #
-# PEER_PYTHON names an interpreter that has stable-baselines3 2.9.2, torch 2.11 and gym-pusht 0.1.8; without it a virtual
-# environment is made once in .simloop/peers/sb3 from PyPI, about 4 GB: PyPI's torch loads CUDA's libraries even where it
-# computes on a CPU only.
+# Its Python: benchmarks/peers/python.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-5}
 seconds=${2:-20}
 
-python=${PEER_PYTHON:-.simloop/peers/sb3/bin/python}
-if [[ -z ${PEER_PYTHON:-} ]] && ! "$python" -c 'import stable_baselines3, gym_pusht' 2>/dev/null; then
-    python3 -m venv .simloop/peers/sb3
-    .simloop/peers/sb3/bin/pip install --quiet torch==2.11.0 stable-baselines3==2.9.2 gym-pusht==0.1.8 gymnasium==1.4.0 \
-        pymunk==6.11.1
-    python=.simloop/peers/sb3/bin/python
-fi
+python=$(benchmarks/peers/python.sh torch)
 scripts/libtorch.sh
 cargo build --release --quiet -p simloop-trainers --example rl_speed
 target=${CARGO_TARGET_DIR:-target}

@@ -3,23 +3,14 @@
 #
 #   benchmarks/peers/train_step.sh [rounds] [seconds per measurement] [threads]
 #
-# PEER_PYTHON names an interpreter that has torch 2.11; without it a virtual environment is made once in
-# .simloop/peers/torch from PyPI (CPU parts only).
+# Its Python: benchmarks/peers/python.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-3}
 seconds=${2:-15}
 threads=${3:-2}
 
-python=${PEER_PYTHON:-.simloop/peers/torch/bin/python}
-if [[ ! -x $python ]]; then
-    python3 -m venv .simloop/peers/torch
-    # Without dependencies: torch's own list would bring 4 GB of CUDA libraries that a CPU never opens.
-    .simloop/peers/torch/bin/pip install --quiet --no-deps torch==2.11.0 nvidia-cuda-cupti==13.0.85 \
-        nvidia-cuda-runtime==13.0.96
-    .simloop/peers/torch/bin/pip install --quiet numpy filelock typing_extensions sympy networkx jinja2 fsspec
-    python=.simloop/peers/torch/bin/python
-fi
+python=$(benchmarks/peers/python.sh torch)
 scripts/libtorch.sh
 cargo build --release --quiet -p simloop-trainers --example train_step
 target=${CARGO_TARGET_DIR:-target}
