@@ -4,11 +4,13 @@
 
 #[path = "checkpoints/mod.rs"]
 mod checkpoints;
+mod said;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use checkpoints::{image_policy, relative_policy, robot_policy, state_policy};
+use said::{digest, text};
 
 const EPISODES: &str = "10";
 
@@ -22,17 +24,6 @@ fn bench(policy: &Path, dir: &Path, args: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    format!("{out}{err}")
-}
-
-fn digest(output: &Output) -> String {
-    let words = text(output);
-    assert!(output.status.success(), "{words}");
-    words.lines().find_map(|line| line.strip_prefix("ledger ")).unwrap().to_owned()
 }
 
 fn json(path: &Path) -> serde_json::Value {

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
+mod said;
+
+use said::{digest, text};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const EPISODES: usize = 24;
@@ -18,24 +21,6 @@ fn bench(dir: &Path, args: &[&str]) -> Command {
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-/// The digest that the run printed, after checking that it succeeded.
-fn digest(output: &Output) -> String {
-    assert!(output.status.success(), "{}", text(output));
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line =
-        stdout.lines().find_map(|line| line.strip_prefix("ledger ")).expect("a digest is printed");
-    assert_eq!(line.len(), 64);
-    line.to_owned()
 }
 
 fn run(args: &[&str]) -> String {

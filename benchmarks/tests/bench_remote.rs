@@ -4,6 +4,7 @@
 
 #[path = "checkpoints/mod.rs"]
 mod checkpoints;
+mod said;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -12,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use checkpoints::{image_policy, state_policy};
+use said::{digest, text};
 use simloop_policies::remote::{Array, Node, json, msgpack};
 use simloop_trainers::serve::{PolicySettings, ServeConfig, Server};
 use tungstenite::Message;
@@ -39,17 +41,6 @@ fn bench(policy: &str, dir: &Path, args: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    format!("{out}{err}")
-}
-
-fn digest(output: &Output) -> String {
-    let words = text(output);
-    assert!(output.status.success(), "{words}");
-    words.lines().find_map(|line| line.strip_prefix("ledger ")).unwrap().to_owned()
 }
 
 fn run_json(dir: &Path) -> serde_json::Value {

@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 #![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
+mod said;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use said::{digest, text};
 use serde_json::Value;
 
 const BOX: &str = "0.15,-0.18,0.02,0.44,0.22,0.29";
@@ -21,14 +24,6 @@ fn bench(dir: &Path, args: &[&str]) -> Command {
     command.args(args).arg("--output-dir").arg(dir);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }
 
 /// Runs it with these keys on standard input.
@@ -76,9 +71,6 @@ fn the_simulated_arm_puts_the_carrot_on_the_plate_and_the_scene_judges() {
     // The same seed, the same ledger: the simulated arm keeps to the project's rule.
     let again = dir.path().join("again");
     let output = run(&again, &args, "");
-    let digest = |output: &Output| {
-        text(output).lines().find_map(|l| l.strip_prefix("ledger ").map(str::to_owned)).unwrap()
-    };
     let first = run(&folder, &[&args[..], &["--resume"]].concat(), "");
     assert_eq!(digest(&output), digest(&first));
 }
@@ -249,13 +241,20 @@ fn trials_against_the_robot_server_over_the_wire() {
     }
 }
 
-#[test]
-fn a_signal_stops_the_arm_and_the_run() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("run");
-    let args =
-        ["--mock", "--policy", "hold", "--trials", "3", "--max-steps", "500", "--workspace", BOX];
-    let mut child = bench(&folder, &args).spawn().unwrap();
+/// A simulated arm that is armed and in its first trial of `trials`, and the operator's keyboard.
+fn armed(folder: &Path, trials: &str) -> (Child, ChildStdin) {
+    let args = [
+        "--mock",
+        "--policy",
+        "hold",
+        "--trials",
+        trials,
+        "--max-steps",
+        "500",
+        "--workspace",
+        BOX,
+    ];
+    let mut child = bench(folder, &args).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"a\n").unwrap();
     // The trial runs as soon as its video is begun.
@@ -264,6 +263,14 @@ fn a_signal_stops_the_arm_and_the_run() {
         assert!(started.elapsed() < Duration::from_mins(1), "never began");
         std::thread::sleep(Duration::from_millis(20));
     }
+    (child, stdin)
+}
+
+#[test]
+fn a_signal_stops_the_arm_and_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("run");
+    let (child, stdin) = armed(&folder, "3");
     std::thread::sleep(Duration::from_millis(600));
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -281,16 +288,7 @@ fn a_signal_stops_the_arm_and_the_run() {
 fn the_stop_key_ends_the_trial_and_only_arming_releases_it() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("run");
-    let args =
-        ["--mock", "--policy", "hold", "--trials", "2", "--max-steps", "500", "--workspace", BOX];
-    let mut child = bench(&folder, &args).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"a\n").unwrap();
-    let started = Instant::now();
-    while !folder.join("videos").exists() {
-        assert!(started.elapsed() < Duration::from_mins(1), "never began");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let (child, mut stdin) = armed(&folder, "2");
     std::thread::sleep(Duration::from_millis(800));
     // Stop; it was the policy's fault; arm again; start; leave while the second trial runs: by the stop key, void.
     stdin.write_all(b" ").unwrap();

@@ -61,8 +61,7 @@ enum Command {
 /// Parses the command line and runs it.
 #[expect(clippy::print_stderr, reason = "the error of a command-line program")]
 pub fn main() -> ExitCode {
-    // Before anything asks libtorch about CUDA: its hooks are cached at the first question.
-    simloop_policies::device::load_cuda();
+    simloop_policies::device::prepare();
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Worker) {
         log_to_stderr();

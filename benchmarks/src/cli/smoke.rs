@@ -17,7 +17,7 @@ pub(super) struct SmokeArgs {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Episodes to judge each policy by, before and after.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 500)]
     episodes: u32,
     /// Fail if it takes longer than so many seconds; 0 for no limit.
     #[arg(long, default_value_t = 0.0)]

@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
+use simloop_envs::pusht::worker;
+
 use crate::BenchError;
-use crate::suites::pusht::build_in_worker;
 
 /// Serves one environment until the parent closes the socket.
 pub(super) fn run() -> Result<ExitCode, BenchError> {
-    simloop_envs::bridge::serve(build_in_worker)?;
+    worker::serve()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -15,6 +15,7 @@ use tch::Device;
 use super::plan::{MAX_STEPS, Start};
 use crate::BenchError;
 use crate::stats::PairedTable;
+use crate::stats::paired::sign_flip;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,7 +23,7 @@ use crate::stats::PairedTable;
 pub enum Measure {
     /// Whether the episode was solved: McNemar's exact test.
     Success,
-    /// The largest coverage of the episode: the exact sign test (equal episodes say nothing).
+    /// The largest coverage of the episode, on average: Fisher's randomisation test of the paired differences.
     Coverage,
 }
 
@@ -92,28 +93,32 @@ fn compare(measure: Measure, before: &[EpisodeRecord], after: &[EpisodeRecord]) 
     let solved = |r: &EpisodeRecord| r.status == Status::Success;
     let coverage = |r: &EpisodeRecord| r.metrics.get("coverage").map_or(0.0, |c| c.max);
     let both = || before.iter().zip(after);
-    // For coverage a pair counts as (better, worse): McNemar's exact test of that table is the sign test.
-    let table = match measure {
-        Measure::Success => PairedTable::from_pairs(both().map(|(a, b)| (solved(a), solved(b)))),
-        Measure::Coverage => PairedTable::from_pairs(both().map(|(a, b)| {
-            let (a, b) = (coverage(a), coverage(b));
-            (a > b, b > a)
-        })),
-    };
     let mean = |records: &[EpisodeRecord], value: &dyn Fn(&EpisodeRecord) -> f64| {
         records.iter().map(value).sum::<f64>() / records.len().max(1) as f64
     };
     let success = |records| mean(records, &|r| f64::from(u8::from(solved(r))));
-    let p = table.mcnemar_exact();
+    let (p, up) = match measure {
+        Measure::Success => {
+            let table = PairedTable::from_pairs(both().map(|(a, b)| (solved(a), solved(b))));
+            (table.mcnemar_exact(), table.n01 > table.n10)
+        }
+        Measure::Coverage => {
+            let differences: Vec<f64> = both().map(|(a, b)| coverage(b) - coverage(a)).collect();
+            (sign_flip(&differences, RESAMPLES, 0), differences.iter().sum::<f64>() > 0.0)
+        }
+    };
     Change {
         measure,
         episodes: before.len() as u32,
         success: [success(before), success(after)],
         coverage: [mean(before, &coverage), mean(after, &coverage)],
         p,
-        learned: p < 0.05 && table.n01 > table.n10,
+        learned: p < 0.05 && up,
     }
 }
+
+/// Sign flips tried: the least p is 1e-5.
+const RESAMPLES: u32 = 99_999;
 
 #[cfg(test)]
 mod tests {

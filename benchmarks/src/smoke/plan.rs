@@ -31,13 +31,13 @@ pub struct Stage {
     pub measure: Measure,
 }
 
-/// The algorithms, in the order of the report.
+/// The algorithms, in the order of the report: first what the others begin with, then the dearest first.
 pub const STAGES: [Stage; 5] = [
     Stage { algorithm: "bc", start: Start::Nothing, measure: Measure::Coverage },
     Stage { algorithm: "ppo", start: Start::Cloned, measure: Measure::Coverage },
+    Stage { algorithm: "dagger", start: Start::Cloned, measure: Measure::Success },
     Stage { algorithm: "grpo", start: Start::Cloned, measure: Measure::Coverage },
     Stage { algorithm: "sac", start: Start::Nothing, measure: Measure::Coverage },
-    Stage { algorithm: "dagger", start: Start::Cloned, measure: Measure::Success },
 ];
 
 /// Demonstrations of the scripted expert to clone.

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use simloop_envs::bridge::{BridgeConfig, BridgeEnv, Deadlines};
-use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtGoals, PushtObs};
-use simloop_envs::wrappers::TimeLimit;
-use simloop_envs::{ActionChunk, Env, EnvError, EnvFactory, ResetOptions};
+use simloop_envs::pusht::{PushtConfig, PushtEnv, PushtGoals, PushtObs, worker};
+use simloop_envs::{ActionChunk, Env as _, ResetOptions};
 use simloop_policies::scripted::PushtExpert;
 use simloop_policies::{ExpertPolicy, Policy, RandomPolicy};
 use simloop_trainers::acting::pusht_observation_of;
@@ -17,9 +15,6 @@ use super::{SuiteRun, episode, fingerprint};
 use crate::BenchError;
 use crate::ledger::{ProtocolLine, TaskEntry};
 use crate::runner::WorkerKind;
-
-/// What a worker process is told to build.
-const PUSHT: &str = "pusht";
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -103,7 +98,7 @@ impl PushtSuite {
         };
         let needs = policy.needs();
         self.env.privileged |= needs.privileged;
-        let factory = in_process(self.env.clone(), self.max_steps);
+        let factory = worker::in_process(self.env.clone(), self.max_steps);
         let spec = factory(simloop_envs::EnvId(0))?.spec().clone();
         if let Some(convention) = policy.convention() {
             convention.check_matches(&spec.convention)?;
@@ -157,7 +152,7 @@ impl PushtSuite {
             episodes,
             trials: (0, self.episodes),
             factory: match self.workers {
-                WorkerKind::Processes => in_child(config, self.max_steps)?,
+                WorkerKind::Processes => worker::in_child(config, self.max_steps)?,
                 WorkerKind::Sync | WorkerKind::Threads => Arc::clone(&factory),
             },
             viewer: factory,
@@ -215,46 +210,4 @@ fn swapped(policy: Box<dyn Policy>, goals: PushtGoals) -> Result<Box<dyn Policy>
 
 fn line(name: &str, value: &dyn ToString, source: &str) -> ProtocolLine {
     ProtocolLine { name: name.to_owned(), value: value.to_string(), source: source.to_owned() }
-}
-
-fn in_process(config: PushtConfig, max_steps: u32) -> EnvFactory {
-    Arc::new(move |_| Ok(Box::new(build(config.clone(), max_steps)?) as Box<dyn Env>))
-}
-
-fn build(config: PushtConfig, max_steps: u32) -> Result<TimeLimit<PushtEnv>, EnvError> {
-    TimeLimit::new(PushtEnv::new(config)?, max_steps)
-}
-
-/// What a worker process is told.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WorkerConfig {
-    env: String,
-    config: PushtConfig,
-    max_steps: u32,
-}
-
-fn in_child(config: PushtConfig, max_steps: u32) -> Result<EnvFactory, BenchError> {
-    let program = std::env::current_exe().map_err(|e| {
-        BenchError::usage(format!("find this program's own file for worker processes: {e}"))
-    })?;
-    let config = WorkerConfig { env: PUSHT.to_owned(), config, max_steps };
-    let config = serde_json::to_value(config).map_err(|e| BenchError::usage(e.to_string()))?;
-    Ok(Arc::new(move |_| {
-        let mut bridge = BridgeConfig::rust(&program, vec!["__worker".to_owned()], config.clone());
-        "pusht worker".clone_into(&mut bridge.label);
-        // A step takes well under a millisecond; the rest is patience with a busy machine.
-        bridge.deadlines = Deadlines { start: 30.0, reset: 5.0, step: 5.0, close: 2.0 };
-        Ok(Box::new(BridgeEnv::start(bridge)?) as Box<dyn Env>)
-    }))
-}
-
-/// Builds the environment that the parent of a worker process asks for.
-///
-/// # Errors
-/// [`EnvError::Config`] for a config of another version.
-pub fn build_in_worker(config: serde_json::Value) -> Result<Box<dyn Env>, EnvError> {
-    let config: WorkerConfig = serde_json::from_value(config)
-        .map_err(|e| EnvError::Config { detail: format!("read the worker's config: {e}") })?;
-    Ok(Box::new(build(config.config, config.max_steps)?))
 }
