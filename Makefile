@@ -5,7 +5,7 @@ SHELL := bash
 CARGO ?= cargo
 BENCH := $(CARGO) run --release --quiet --package simloop-benchmarks --bin bench --
 
-.PHONY: help libtorch libero build bench test doctor fmt lint clean
+.PHONY: help libtorch libero build bench smoke test doctor fmt lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ build: libtorch ## build every program, optimised
 
 bench: build ## the scripted expert on PushT, 100 episodes, with report and videos in outputs/
 	$(BENCH) pusht --policy scripted --episodes 100 $(ARGS)
+
+smoke: build ## train everything that learns for a moment and ask whether it learned: about a minute on 2 cores
+	$(BENCH) smoke $(ARGS)
 
 test: ## everything that can be tested on this machine
 	@scripts/test.sh
