@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The long reliability runs behind the README's table: the same ledger however it is run, and under fire.
 #
-#   scripts/bars.sh ledger-pusht | ledger-libero | chaos-pusht | hangs-pusht | chaos-libero | orphans
+#   scripts/bars.sh ledger-pusht | ledger-libero | chaos-pusht | hangs-pusht | chaos-libero | chaos-train | orphans
 #
-# Each compares the ledger's SHA-256 with an undisturbed run's and fails if one differs. BENCH names the program,
-# DEBUG_BENCH its debug build.
+# Each compares the ledger's SHA-256 (chaos-train: the trained weights') with an undisturbed run's and fails if one differs. BENCH
+# and TRAIN name the programs, DEBUG_BENCH a debug build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bench=${BENCH:-target/release/bench}
@@ -107,6 +107,44 @@ chaos-libero)
     expected=$(digest base "${libero[@]}" --workers 2)
     same "a worker killed every ${EVERY:-8} s" "$expected" "$(under_fire "${EVERY:-8}" fire "${libero[@]}" --workers 2)"
     ;;
+chaos-train)
+    # PPO in eight worker processes. Under fire a worker is killed every 2 s, ten are stopped (a hang: only the deadline of 5 s ends
+    # it), and the trainer itself is pre-empted three times (SIGTERM, then --resume).
+    train=${TRAIN:-target/release/train}
+    settings=(--config scripts/chaos.toml --set "train.updates=${UPDATES:-600}")
+    weights() { sha256sum <"$work/$1/final/model.safetensors" | cut -c1-64; }
+    resident() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status" 2>/dev/null || true; }
+    begun=$SECONDS
+    "$train" ppo "${settings[@]}" --output-dir "$work/calm" >"$work/calm.err" 2>&1
+    calm=$((SECONDS - begun))
+    begun=$SECONDS kills=0 hangs=0 stops=0 resume=() early=0 late=0
+    until [[ -d $work/fire/final ]]; do
+        "$train" ppo "${settings[@]}" --output-dir "$work/fire" "${resume[@]}" >>"$work/fire.err" 2>&1 &
+        parent=$! started=$SECONDS
+        resume=(--resume)
+        while sleep 2 && kill -0 "$parent" 2>/dev/null; do
+            late=$(resident "$parent")
+            ((SECONDS - started > 20 && early == 0)) && early=$late
+            if ((stops < 3 && SECONDS - started > calm / 4)); then
+                kill -TERM "$parent" && stops=$((stops + 1))
+                break
+            fi
+            mapfile -t workers < <(descendants "$parent")
+            ((${#workers[@]} > 0)) || continue
+            victim=${workers[RANDOM % ${#workers[@]}]}
+            if ((hangs < 10 && kills % 10 == 9)); then
+                kill -STOP "$victim" 2>/dev/null && hangs=$((hangs + 1))
+            fi
+            kill -KILL "${workers[RANDOM % ${#workers[@]}]}" 2>/dev/null && kills=$((kills + 1))
+        done
+        wait "$parent" || true
+    done
+    echo "       $kills killed, $hangs stopped, $stops pre-emptions in $((SECONDS - begun)) s; undisturbed $calm s"
+    echo "       resident after 20 s and at the end: $early kB, $late kB"
+    grep -o '"rollout/[a-z_]*":[0-9.e+]*' "$work/fire/metrics.jsonl" | tail -n 8 | tr '\n' ' '
+    echo
+    same "the weights" "$(weights calm)" "$(weights fire)"
+    ;;
 orphans)
     left=0
     for ((i = 0; i < ${ROUNDS:-100}; i++)); do
@@ -127,7 +165,7 @@ orphans)
     ((left == 0))
     ;;
 *)
-    sed -n '2,7p' "$0"
+    sed -n '2,8p' "$0"
     exit 2
     ;;
 esac
