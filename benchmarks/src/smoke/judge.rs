@@ -12,7 +12,7 @@ use simloop_trainers::stop::StopFlag;
 use simloop_trainers::{EpisodeRecord, Status};
 use tch::Device;
 
-use super::plan::{MAX_STEPS, Start};
+use super::plan::{MAX_STEPS, Stage, Start};
 use crate::BenchError;
 use crate::stats::PairedTable;
 use crate::stats::paired::sign_flip;
@@ -38,7 +38,7 @@ pub struct Change {
     pub success: [f64; 2],
     /// Mean of the episodes' largest coverage, before and after.
     pub coverage: [f64; 2],
-    /// Two-sided p of the paired test on `measure`.
+    /// Two-sided p of the paired test on `measure`, against a rise by the stage's margin.
     pub p: f64,
     /// Whether `measure` rose with p < 0.05.
     pub learned: bool,
@@ -69,7 +69,7 @@ pub fn pair(start: Start, cloned: &Path, folder: &Path) -> Result<[VlaPolicy; 2]
 /// What the environment or a policy answers; an evaluation that was stopped.
 pub fn judge(
     policies: [VlaPolicy; 2],
-    measure: Measure,
+    stage: &Stage,
     episodes: u32,
     stop: &StopFlag,
 ) -> Result<Change, BenchError> {
@@ -85,11 +85,16 @@ pub fn judge(
         records.push(ran.ok_or_else(|| BenchError::usage("finish: interrupted"))?);
     }
     let [before, after] = &records[..] else { unreachable!("two policies") };
-    Ok(compare(measure, before, after))
+    Ok(compare(stage.measure, stage.margin, before, after))
 }
 
 /// The paired test; both in the order of trials.
-fn compare(measure: Measure, before: &[EpisodeRecord], after: &[EpisodeRecord]) -> Change {
+fn compare(
+    measure: Measure,
+    margin: f64,
+    before: &[EpisodeRecord],
+    after: &[EpisodeRecord],
+) -> Change {
     let solved = |r: &EpisodeRecord| r.status == Status::Success;
     let coverage = |r: &EpisodeRecord| r.metrics.get("coverage").map_or(0.0, |c| c.max);
     let both = || before.iter().zip(after);
@@ -103,7 +108,8 @@ fn compare(measure: Measure, before: &[EpisodeRecord], after: &[EpisodeRecord]) 
             (table.mcnemar_exact(), table.n01 > table.n10)
         }
         Measure::Coverage => {
-            let differences: Vec<f64> = both().map(|(a, b)| coverage(b) - coverage(a)).collect();
+            let differences: Vec<f64> =
+                both().map(|(a, b)| coverage(b) - coverage(a) - margin).collect();
             (sign_flip(&differences, RESAMPLES, 0), differences.iter().sum::<f64>() > 0.0)
         }
     };
@@ -163,12 +169,14 @@ mod tests {
     fn what_rose_everywhere_has_been_learned_and_what_fell_has_not() {
         let (low, high) =
             (episodes(|i| 0.01 * f64::from(i)), episodes(|i| 0.02 * f64::from(i) + 0.1));
-        let up = compare(Measure::Coverage, &low, &high);
+        let up = compare(Measure::Coverage, 0.0, &low, &high);
         assert!(up.learned && up.p < 1e-4, "{up:?}");
-        let down = compare(Measure::Coverage, &high, &low);
+        let too_little = compare(Measure::Coverage, 0.3, &low, &high);
+        assert!(!too_little.learned, "{too_little:?}");
+        let down = compare(Measure::Coverage, 0.0, &high, &low);
         assert!(!down.learned && down.p < 1e-4, "{down:?}");
         // No success on either side: nothing can be said.
-        let none = compare(Measure::Success, &low, &high);
+        let none = compare(Measure::Success, 0.0, &low, &high);
         assert!(!none.learned && none.p == 1.0, "{none:?}");
     }
 
@@ -176,8 +184,8 @@ mod tests {
     fn noise_is_not_learning() {
         let before = episodes(|i| if i % 2 == 0 { 0.3 } else { 0.2 });
         let after = episodes(|i| if i % 2 == 0 { 0.2 } else { 0.3 });
-        assert!(!compare(Measure::Coverage, &before, &after).learned);
-        let equal = compare(Measure::Coverage, &before, &before);
+        assert!(!compare(Measure::Coverage, 0.0, &before, &after).learned);
+        let equal = compare(Measure::Coverage, 0.0, &before, &before);
         assert!(!equal.learned && equal.p == 1.0);
     }
 
@@ -187,7 +195,7 @@ mod tests {
         let before = episodes(|_| 0.5);
         for (more, learned) in [(5, false), (6, true)] {
             let after = episodes(|i| if i < more { 1.0 } else { 0.5 });
-            assert_eq!(compare(Measure::Success, &before, &after).learned, learned);
+            assert_eq!(compare(Measure::Success, 0.0, &before, &after).learned, learned);
         }
     }
 }

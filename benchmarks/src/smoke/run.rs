@@ -156,7 +156,7 @@ impl Runner<'_> {
         let started = Instant::now();
         let final_of = |name: &str| self.options.out.join(name).join("final");
         let policies = pair(stage.start, &final_of("bc"), &final_of(stage.algorithm))?;
-        let change = judge(policies, stage.measure, self.options.episodes, self.stop)?;
+        let change = judge(policies, stage, self.options.episodes, self.stop)?;
         let judge_secs = started.elapsed().as_secs_f64();
         Ok(StageReport { algorithm: stage.algorithm, train_secs, judge_secs, change })
     }
