@@ -132,7 +132,7 @@ chaos-train)
             mapfile -t workers < <(descendants "$parent")
             ((${#workers[@]} > 0)) || continue
             victim=${workers[RANDOM % ${#workers[@]}]}
-            if ((hangs < 10 && kills % 10 == 9)); then
+            if ((hangs < 10 && kills % 5 == 4)); then
                 kill -STOP "$victim" 2>/dev/null && hangs=$((hangs + 1))
             fi
             kill -KILL "${workers[RANDOM % ${#workers[@]}]}" 2>/dev/null && kills=$((kills + 1))
