@@ -45,6 +45,9 @@ pub(super) fn update(
             "the optimizer's buffers are contiguous f32 of one length on the CPU"
         );
     }
+    if n == 0 {
+        return; // pointers are null
+    }
     #[expect(unsafe_code, reason = "tch lends a tensor's memory by pointer only")]
     // SAFETY: each is contiguous f32 of `n` elements on the CPU (checked above) and kept alive by its borrow. They are
     // parts of four buffers that `AdamW::new` allocated one by one, so they do not overlap, and libtorch runs nothing
@@ -57,8 +60,13 @@ pub(super) fn update(
             std::slice::from_raw_parts_mut(exp_avg_sq.data_ptr().cast::<f32>(), n),
         )
     };
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(n / PER_THREAD).max(1);
-    let size = n.div_ceil(threads).max(1);
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(n / PER_THREAD);
+    spread(p, g, m, v, c, threads.max(1));
+}
+
+/// In `threads` pieces, one per thread: elements do not depend on each other, so the number decides nothing.
+fn spread(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients, threads: usize) {
+    let size = p.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let pieces =
             p.chunks_mut(size).zip(g.chunks(size)).zip(m.chunks_mut(size)).zip(v.chunks_mut(size));
@@ -82,6 +90,9 @@ pub(super) fn sum_of_squares(x: &Tensor) -> f64 {
         x.kind() == Kind::Float && x.device() == Device::Cpu && x.is_contiguous(),
         "gradients are contiguous f32 on the CPU"
     );
+    if x.numel() == 0 {
+        return 0.0; // its pointer is null
+    }
     #[expect(unsafe_code, reason = "tch lends a tensor's memory by pointer only")]
     // SAFETY: contiguous f32 on the CPU (checked above), kept alive by its borrow; nothing writes to it meanwhile.
     let x = unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) };
@@ -154,6 +165,44 @@ fn each(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit_and_leaves_no_number_out() {
+        let numbers = |seed: u64| {
+            let x = crate::NoiseStream::new(seed).normal(&[1003], Device::Cpu);
+            Vec::<f32>::try_from(x).unwrap()
+        };
+        let c = Coefficients {
+            clip: 0.5,
+            keep: 0.999,
+            rate1: 0.1,
+            beta2: 0.99,
+            rate2: 0.01,
+            correction2: 0.1,
+            eps: 1e-8,
+            step: -1e-3,
+        };
+        let run = |threads: usize| {
+            let (mut p, g, mut m) = (numbers(0), numbers(1), numbers(2));
+            let mut v = vec![1.0; 1003];
+            spread(&mut p, &g, &mut m, &mut v, c, threads);
+            (p, m, v)
+        };
+        let one = run(1);
+        assert!(one.0.iter().zip(numbers(0)).all(|(after, before)| *after != before));
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == one, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn the_sum_of_squares_takes_every_number() {
+        for n in [0, 1, 7, 8, 9, 1003] {
+            let x = Tensor::arange(n, (Kind::Float, Device::Cpu));
+            let expected = (0..n).map(|i| (i * i) as f64).sum::<f64>();
+            assert_eq!(sum_of_squares(&x), expected, "{n}");
+        }
+    }
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
