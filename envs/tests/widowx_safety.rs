@@ -240,6 +240,23 @@ fn stale_and_frozen_observations_allow_no_action() {
 }
 
 #[test]
+fn steps_without_a_clock_are_no_jump_and_a_jump_is_one() {
+    // A simulated arm makes a whole step's way in no time; nothing makes the way to the neutral pose in one step.
+    for (way, jumped) in [(0.11, false), (0.30, true)] {
+        let mut gate = Gate::new(Limits::at_5_hz(workspace())).unwrap();
+        gate.arm(&consent());
+        gate.set_goal([0.3, -0.09, 0.26]).unwrap();
+        let now = Instant::now();
+        for (frame, y) in [(0, -0.09), (1, -0.09 + way)] {
+            gate.observe(&obs([0.3, y, 0.26, 0.0, 0.0, 0.0, 0.5], frame, now), now);
+        }
+        let latched =
+            matches!(gate.state(), GateState::Latched(f) if f.kind == FaultKind::Reinitialised);
+        assert_eq!(latched, jumped, "{way} m: {:?}", gate.state());
+    }
+}
+
+#[test]
 fn an_arm_that_cannot_follow_is_noticed() {
     let mut gate = Gate::new(Limits::at_5_hz(workspace())).unwrap();
     gate.arm(&consent());

@@ -253,7 +253,9 @@ impl Gate {
         if let Some(goal) = self.goal {
             if let Some(previous) = &previous {
                 let before = [previous.state[0], previous.state[1], previous.state[2]];
+                // At least a period: a simulated arm's time passes with its steps, however fast they follow each other.
                 let secs = obs.asked_at.saturating_duration_since(previous.asked_at).as_secs_f64();
+                let secs = secs.max(self.limits.period_secs);
                 let jumped = distance(before, hand);
                 if jumped > JUMP_SLACK + JUMP_SPEED * secs {
                     let detail =
