@@ -29,9 +29,14 @@ impl NoiseStream {
         Tensor::from_slice(&values).reshape(shape).to_device(device)
     }
 
+    /// An integer in `[0, high)`.
+    pub fn integer(&mut self, high: i64) -> i64 {
+        self.0.random_range(0..high)
+    }
+
     /// Integers in `[0, high)`, i64, of this shape.
     pub fn integers(&mut self, high: i64, shape: &[i64], device: Device) -> Tensor {
-        let values: Vec<i64> = (0..count(shape)).map(|_| self.0.random_range(0..high)).collect();
+        let values: Vec<i64> = (0..count(shape)).map(|_| self.integer(high)).collect();
         Tensor::from_slice(&values).reshape(shape).to_device(device)
     }
 }

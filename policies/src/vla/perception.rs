@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{Normalizers, PolicyIo, VlaConfig};
 use crate::encoders::cameras::Camera;
@@ -148,13 +148,51 @@ fn crop(images: &Tensor, side: i64, noise: Option<&mut NoiseStream>) -> Tensor {
     let Some(noise) = noise else {
         return images.narrow(2, down / 2, side).narrow(3, right / 2, side);
     };
-    let rows: Vec<Tensor> = (0..b)
-        .map(|i| {
-            let mut place =
-                |slack: i64| noise.integers(slack + 1, &[1], Device::Cpu).int64_value(&[0]);
-            let (y, x) = (place(down), place(right));
-            images.get(i).narrow(1, y, side).narrow(2, x, side)
-        })
-        .collect();
-    Tensor::stack(&rows, 0)
+    let places: Vec<[i64; 2]> =
+        (0..b).map(|_| [noise.integer(down + 1), noise.integer(right + 1)]).collect();
+    if images.device().is_cuda() {
+        return gather_windows(images, side, &places);
+    }
+    copy_windows(images, side, &places)
+}
+
+/// The windows at `places` (row, column), one copy per sample: the fastest on a CPU.
+fn copy_windows(images: &Tensor, side: i64, places: &[[i64; 2]]) -> Tensor {
+    let cut = |(i, [y, x]): (usize, &[i64; 2])| {
+        images.get(i as i64).narrow(1, *y, side).narrow(2, *x, side)
+    };
+    Tensor::stack(&places.iter().enumerate().map(cut).collect::<Vec<_>>(), 0)
+}
+
+/// The same in one kernel: on a GPU the launches of a copy per sample would take longer than the network.
+fn gather_windows(images: &Tensor, side: i64, places: &[[i64; 2]]) -> Tensor {
+    let (b, t) = (places.len() as i64, images.size()[1]);
+    let options = (Kind::Int64, images.device());
+    let corners = Tensor::from_slice(places.as_flattened()).view([b, 2]).to_device(options.1);
+    let along = |axis: i64, steps: [i64; 4]| {
+        corners.narrow(1, axis, 1).view([b, 1, 1, 1]) + Tensor::arange(side, options).view(steps)
+    };
+    let rows = along(0, [1, 1, side, 1]);
+    let columns = along(1, [1, 1, 1, side]);
+    let sample = Tensor::arange(b, options).view([b, 1, 1, 1]);
+    let frame = Tensor::arange(t, options).view([1, t, 1, 1]);
+    images.index(&[Some(sample), Some(frame), Some(rows), Some(columns)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn both_ways_to_cut_give_the_same_windows() {
+        let shape = [3, 2, 9, 7, 3];
+        let images = Tensor::arange(3 * 2 * 9 * 7 * 3, (Kind::Int64, Device::Cpu)).view(shape);
+        let places = [[0, 0], [4, 2], [1, 1]];
+        let copied = copy_windows(&images, 5, &places);
+        assert_eq!(copied.size(), [3, 2, 5, 5, 3]);
+        assert_eq!(copied, gather_windows(&images, 5, &places));
+        let first = images.int64_value(&[1, 1, 4, 2, 0]);
+        assert_eq!(copied.int64_value(&[1, 1, 0, 0, 0]), first);
+    }
 }
