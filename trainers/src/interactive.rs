@@ -34,7 +34,7 @@ use crate::rl_state::RlState;
 use crate::rollout::{Plan, RolloutState, Rollouts};
 use crate::run::RunFolder;
 use crate::stop::StopFlag;
-use crate::tensors::to_tensors;
+use crate::tensors::Feed;
 
 /// The parts of a run.
 pub struct Interactive<'a> {
@@ -279,14 +279,14 @@ impl Interactive<'_> {
             seed: SeedTree::new(self.seed).child("dagger").index(u64::from(round)).seed(),
             ..LoaderConfig::default()
         };
-        let mut loader = Loader::new(data, loader, LoaderPosition::default())?;
-        let device = bc.model().params().device();
+        let loader = Loader::new(data, loader, LoaderPosition::default())?;
+        let mut feed = Feed::new(loader, bc.model().params().device())?;
         let (mut loss, mut applied) = (0.0, 0u64);
         for _ in 0..self.config.updates {
             if stop.is_set() {
                 return Ok(false);
             }
-            match bc.update(&[to_tensors(&loader.next()?, device)?])? {
+            match bc.update(&[feed.next_batch()?])? {
                 Update::Applied(m) => {
                     loss += m.get("train/loss").copied().unwrap_or(0.0);
                     applied += 1;

@@ -8,11 +8,10 @@ use simloop_policies::ImitationModel;
 
 use crate::TrainerError;
 use crate::checkpoint::{Best, TrainState, save_state};
-use crate::data::Loader;
 use crate::observer::{Observers, TrainEvent};
 use crate::run::RunFolder;
 use crate::stop::StopFlag;
-use crate::tensors::to_tensors;
+use crate::tensors::Feed;
 use crate::validate::Validation;
 
 /// How often what happens, in updates; 0 is never.
@@ -75,7 +74,7 @@ pub enum End {
 #[expect(clippy::too_many_arguments, reason = "the parts of a run, each used as it is")]
 pub fn train_offline<M: ImitationModel>(
     bc: &mut Bc<M>,
-    loader: &mut Loader,
+    feed: &mut Feed,
     validation: Option<&Validation>,
     around: &mut dyn Surroundings<M>,
     run: &RunFolder,
@@ -87,17 +86,15 @@ pub fn train_offline<M: ImitationModel>(
     let start =
         TrainEvent::Started { update: state.update, total: options.total, name: &options.name };
     observers.notify(&start);
-    let device = bc.model().params().device();
     let mut log = Log::new();
     let mut end = End::Complete;
     while state.update < options.total {
         let micro_batches = (0..options.accumulate)
-            .map(|_| log.waiting(|| loader.next()).map_err(TrainerError::from))
-            .map(|batch| to_tensors(&batch?, device))
+            .map(|_| log.waiting(|| feed.next_batch()))
             .collect::<Result<Vec<_>, TrainerError>>()?;
         let update = bc.update(&micro_batches)?;
         state.update = bc.updates();
-        state.loader = loader.position();
+        state.loader = feed.position();
         match update {
             Update::Applied(metrics) => {
                 state.dropped_in_a_row = 0;
@@ -117,7 +114,7 @@ pub fn train_offline<M: ImitationModel>(
         let last = done == options.total;
         let due = |every: u64| every > 0 && (done.is_multiple_of(every) || last);
         if due(options.log_every) {
-            let metrics = log.take(&mut state, loader);
+            let metrics = log.take(&mut state, feed);
             observers.notify(&TrainEvent::Updated { update: state.update, metrics: &metrics });
         }
         let mut measured = Metrics::new();
@@ -229,14 +226,14 @@ impl Log {
         self.count += 1.0;
     }
 
-    fn take(&mut self, state: &mut TrainState, loader: &Loader) -> Metrics {
+    fn take(&mut self, state: &mut TrainState, feed: &Feed) -> Metrics {
         let secs = self.since.elapsed().as_secs_f64().max(1e-9);
         state.trained_secs += secs;
         let samples = self.sums.remove("train/samples").unwrap_or(0.0);
         let mut metrics: Metrics =
             self.sums.iter().map(|(name, sum)| (*name, sum / self.count.max(1.0))).collect();
-        let at = loader.position();
-        let epoch = at.epoch as f64 + at.batch as f64 / loader.batches_per_epoch() as f64;
+        let at = feed.position();
+        let epoch = at.epoch as f64 + at.batch as f64 / feed.batches_per_epoch() as f64;
         metrics.insert("train/epoch", epoch);
         metrics.insert("time/updates_per_sec", self.count / secs);
         metrics.insert("time/samples_per_sec", samples / secs);

@@ -1,11 +1,81 @@
 //! Where batches of demonstrations become tensors.
 
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, bounded};
 use ndarray::{Array, Dimension};
 use simloop_policies::{ImitationBatch, ObsBatch};
 use tch::{Device, Tensor, kind::Element};
 
 use crate::TrainerError;
-use crate::data::DemoBatch;
+use crate::data::{DemoBatch, Loader, LoaderPosition};
+
+/// A loader's batches on a device, in its order. A thread copies one ahead, so that a GPU does not wait for the copy of
+/// its next batch: images of 256 windows are 14 MB.
+pub struct Feed {
+    /// `None` only while it is dropped.
+    made: Option<Receiver<Result<(ImitationBatch, LoaderPosition), TrainerError>>>,
+    position: LoaderPosition,
+    per_epoch: u64,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Feed {
+    /// The batches that `loader` gives from now on.
+    ///
+    /// # Errors
+    /// [`TrainerError::Config`] if no thread can be started.
+    pub fn new(mut loader: Loader, device: Device) -> Result<Self, TrainerError> {
+        let (position, per_epoch) = (loader.position(), loader.batches_per_epoch());
+        let (give, made) = bounded(1);
+        let work = move || loop {
+            let batch = loader.next().map_err(TrainerError::from);
+            let batch = batch.and_then(|batch| to_tensors(&batch, device));
+            let failed = batch.is_err();
+            // Nobody takes it any more, or there is nothing to go on with.
+            if give.send(batch.map(|batch| (batch, loader.position()))).is_err() || failed {
+                break;
+            }
+        };
+        let thread = std::thread::Builder::new().name("feed".to_owned()).spawn(work);
+        let thread =
+            thread.map_err(|e| TrainerError::config(format!("start a thread for batches: {e}")))?;
+        Ok(Self { made: Some(made), position, per_epoch, thread: Some(thread) })
+    }
+
+    /// The next batch. After an error there is none.
+    ///
+    /// # Errors
+    /// The reader's, or [`TrainerError::Config`] if the device cannot hold the batch.
+    pub fn next_batch(&mut self) -> Result<ImitationBatch, TrainerError> {
+        let ended = || TrainerError::config("make a batch: the thread that makes them has ended");
+        let (batch, position) =
+            self.made.as_ref().and_then(|made| made.recv().ok()).ok_or_else(ended)??;
+        self.position = position;
+        Ok(batch)
+    }
+
+    /// The batch that comes next, whatever has been made ahead.
+    pub fn position(&self) -> LoaderPosition {
+        self.position
+    }
+
+    /// Batches per epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.per_epoch
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        // The thread's `send` fails from now on.
+        self.made = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by its own thread and, as a missing batch, to the learner.
+            let _ = thread.join();
+        }
+    }
+}
 
 /// The batch on `device`; images stay u8.
 ///

@@ -22,6 +22,7 @@ use crate::observer::{Observers, TrainEvent};
 use crate::offline::{End, Surroundings as _, train_offline};
 use crate::run::{Existing, RESOLVED_FILE, RunFolder};
 use crate::stop::StopFlag;
+use crate::tensors::Feed;
 
 /// What every algorithm is told.
 #[derive(Debug, Args)]
@@ -101,10 +102,11 @@ pub(super) fn bc(args: &RunArgs) -> Result<ExitCode, TrainerError> {
     observers.push(TensorBoard::new(&run.root().join("tb")));
 
     let data = Arc::clone(&parts.train) as Arc<dyn crate::data::Dataset>;
-    let mut loader = Loader::new(data, parts.loader.clone(), state.loader)?;
+    let loader = Loader::new(data, parts.loader.clone(), state.loader)?;
+    let mut feed = Feed::new(loader, parts.bc.model().params().device())?;
     let end = train_offline(
         &mut parts.bc,
-        &mut loader,
+        &mut feed,
         parts.validation.as_ref(),
         &mut parts.around,
         &run,
@@ -113,7 +115,7 @@ pub(super) fn bc(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         &mut observers,
         &stop,
     )?;
-    drop(loader);
+    drop(feed);
     finish(args, &config, &mut parts, &run, &mut observers, end, &stop)
 }
 

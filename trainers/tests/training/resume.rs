@@ -19,7 +19,7 @@ use simloop_trainers::observer::Observers;
 use simloop_trainers::offline::{LoopOptions, train_offline};
 use simloop_trainers::run::{Existing, RunFolder};
 use simloop_trainers::stop::StopFlag;
-use simloop_trainers::tensors::to_tensors;
+use simloop_trainers::tensors::{Feed, to_tensors};
 use tch::{Device, Tensor};
 
 use super::offline::Recorder;
@@ -161,7 +161,8 @@ fn train(root: &Path, head: &str, stop_after: u64, without: Without) -> Outcome 
         bc.load_state(&saved).unwrap();
     }
     let config = LoaderConfig { batch_size: 16, threads: 1, seed: 3, ..LoaderConfig::default() };
-    let mut loader = Loader::new(Arc::clone(&data) as _, config, state.loader).unwrap();
+    let loader = Loader::new(Arc::clone(&data) as _, config, state.loader).unwrap();
+    let mut feed = Feed::new(loader, Device::Cpu).unwrap();
     let stop = StopFlag::default();
     let mut observers = Observers::default();
     observers.push(Recorder { heard: std::rc::Rc::default(), stop_after, stop: stop.clone() });
@@ -171,7 +172,7 @@ fn train(root: &Path, head: &str, stop_after: u64, without: Without) -> Outcome 
     let mut around = PolicySurroundings::new(None, 0);
     train_offline(
         &mut bc,
-        &mut loader,
+        &mut feed,
         None,
         &mut around,
         &run,
@@ -194,7 +195,7 @@ fn train(root: &Path, head: &str, stop_after: u64, without: Without) -> Outcome 
         optimizer: state.optimizer,
         ema: state.ema,
         updates: state.updates + done,
-        loader: loader.position(),
+        loader: feed.position(),
         next_actions,
     }
 }

@@ -21,6 +21,7 @@ use simloop_trainers::observer::Observers;
 use simloop_trainers::offline::{End, LoopOptions, Surroundings, train_offline};
 use simloop_trainers::run::{Existing, RunFolder};
 use simloop_trainers::stop::StopFlag;
+use simloop_trainers::tensors::Feed;
 use simloop_trainers::validate::Validation;
 use tch::{Device, Kind, Tensor};
 
@@ -200,10 +201,11 @@ pub(crate) fn train(
         0,
     );
     let loader = LoaderConfig { batch_size: 8, threads: 1, ..LoaderConfig::default() };
-    let mut loader = Loader::new(data, loader, state.loader).unwrap();
+    let loader = Loader::new(data, loader, state.loader).unwrap();
+    let mut feed = Feed::new(loader, Device::Cpu).unwrap();
     let end = train_offline(
         &mut bc,
-        &mut loader,
+        &mut feed,
         Some(&validation),
         world,
         &run,
@@ -212,6 +214,6 @@ pub(crate) fn train(
         observers,
         stop,
     );
-    let position = loader.position();
+    let position = feed.position();
     (end, bc, position)
 }
