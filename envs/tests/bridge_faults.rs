@@ -93,7 +93,7 @@ fn every_fault_is_named_and_the_next_episode_works() {
         let mut worker = fake_worker(config).expect("checked above");
         let silent = faulty && at == "hello" && ["hang", "slow_loris"].contains(&kind);
         let start = if silent { 3.0 } else { 60.0 };
-        worker.deadlines = Deadlines { start, reset: 5.0, step: 3.0, close: 2.0 };
+        worker.deadlines = Deadlines { start, reset: 5.0, step: 3.0, close: 2.0, asleep: None };
         Ok(Box::new(BridgeEnv::start(worker)?))
     });
     let mut vec = ThreadedVecEnv::new(&factory, CASES.len(), 12).unwrap();
@@ -187,6 +187,28 @@ fn a_rust_workers_faults_keep_their_class() {
     assert!(error.to_string().contains("there is no task `nonsense`"), "{error}");
     let error = BridgeEnv::start(rust_worker(json!({ "refuse": "no such suite" }))).unwrap_err();
     assert!(matches!(error, EnvError::Config { detail } if detail == "no such suite"));
+}
+
+#[test]
+fn a_sleeping_worker_is_late_at_once_and_a_busy_one_is_waited_for() {
+    let mut config = rust_worker(json!({ "faults": { "1": "hang", "2": "busy" } }));
+    config.deadlines.step = 600.0;
+    config.deadlines.asleep = Some(0.5);
+    let mut env = BridgeEnv::start(config).unwrap();
+    // Asleep by itself, and stopped from outside.
+    for seed in [1, 3] {
+        reset_ok(&mut env, seed);
+        if seed == 3 {
+            let pid = env.pid().to_string();
+            std::process::Command::new("kill").args(["-STOP", &pid]).status().unwrap();
+        }
+        let error = env.step(array![0.0].view(), true).unwrap_err();
+        assert_eq!(error.class(), "deadline", "{error}");
+        assert!(error.to_string().contains("within 0.5 s"), "{error}");
+    }
+    // Two seconds of work are four times the limit.
+    reset_ok(&mut env, 2);
+    assert!(env.step(array![0.0].view(), true).is_ok());
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub(super) struct ChildConfig {
 /// Why no frame came.
 #[derive(Debug)]
 pub(super) enum Broken {
-    /// The deadline passed.
+    /// The deadline passed, or the child slept while it owed a reply.
     Late,
     /// The child died or closed its socket.
     Gone,
@@ -140,14 +140,17 @@ impl ChildProcess {
         self.pid.as_raw_pid().unsigned_abs()
     }
 
-    /// Sends `frame`, then hands every body that arrives to `take` until it says it has what it wants.
+    /// Sends `frame`, then hands every body that arrives to `take` until it says it has what it wants. A child that sleeps
+    /// for as long as `asleep` in between is late before the deadline.
     pub(super) fn exchange<T>(
         &mut self,
         frame: &[u8],
         deadline: Instant,
+        asleep: Option<Duration>,
         mut take: impl FnMut(&[u8]) -> Result<Option<T>, EnvError>,
     ) -> Result<T, Broken> {
         let mut unsent = frame;
+        let mut pulse = asleep.map(Pulse::new);
         loop {
             if !unsent.is_empty() {
                 self.push(&mut unsent)?;
@@ -157,7 +160,14 @@ impl ChildProcess {
                     return Ok(answer);
                 }
             }
-            let ready = self.wait(!unsent.is_empty(), deadline)?;
+            let look = pulse.as_ref().map_or(deadline, |pulse| pulse.next_look().min(deadline));
+            let ready = self.wait(!unsent.is_empty(), look)?;
+            if ready.nothing() && Instant::now() >= look {
+                let stopped = pulse.as_mut().is_some_and(|pulse| pulse.stopped(self.pid));
+                if stopped || look == deadline {
+                    return Err(Broken::Late);
+                }
+            }
             if ready.output {
                 self.drain(16);
             }
@@ -199,11 +209,9 @@ impl ChildProcess {
         }
     }
 
-    fn wait(&self, writing: bool, deadline: Instant) -> Result<Ready, Broken> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Broken::Late);
-        }
+    /// Waits for something to happen, at most until `until`.
+    fn wait(&self, writing: bool, until: Instant) -> Result<Ready, Broken> {
+        let left = until.saturating_duration_since(Instant::now());
         let interest = if writing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let mut fds = Vec::with_capacity(3);
         fds.push(PollFd::new(&self.socket, interest));
@@ -324,6 +332,58 @@ struct Ready {
     socket: bool,
     output: bool,
     dead: bool,
+}
+
+impl Ready {
+    fn nothing(&self) -> bool {
+        !(self.socket || self.output || self.dead)
+    }
+}
+
+/// Whether a child works on its reply: it uses CPU time, or waits for a core or a disk. One that does neither is stopped
+/// (SIGSTOP) or waits for something that has nothing to do with us (a deadlock); a starved one is neither.
+struct Pulse {
+    limit: Duration,
+    since: Instant,
+    cpu: u64,
+}
+
+impl Pulse {
+    /// Looks in the time in which a child must be seen to work.
+    const LOOKS: u32 = 4;
+
+    fn new(limit: Duration) -> Self {
+        Self { limit, since: Instant::now(), cpu: 0 }
+    }
+
+    fn next_look(&self) -> Instant {
+        Instant::now() + self.limit / Self::LOOKS
+    }
+
+    /// Looks; true if the child has not worked for the whole time.
+    fn stopped(&mut self, pid: Pid) -> bool {
+        // No process table: only the deadline counts.
+        let Some((busy, cpu)) = work(pid) else { return false };
+        if busy || cpu != self.cpu {
+            (self.since, self.cpu) = (Instant::now(), cpu);
+        }
+        self.since.elapsed() >= self.limit
+    }
+}
+
+/// Whether a thread of the process uses or waits for a core or a disk, and the ticks of CPU time that all have used
+/// (`proc_pid_stat(5)`, fields 3, 14 and 15).
+fn work(pid: Pid) -> Option<(bool, u64)> {
+    let (mut busy, mut cpu) = (false, 0);
+    for task in std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).ok()?.flatten() {
+        // A thread may end meanwhile.
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
+        // The second field, the program's name in brackets, may hold anything.
+        let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
+        busy |= matches!(fields.next()?, "R" | "D");
+        cpu += fields.skip(10).take(2).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>();
+    }
+    Some((busy, cpu))
 }
 
 fn timespec(time: Duration) -> Timespec {

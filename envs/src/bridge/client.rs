@@ -31,12 +31,15 @@ pub struct Deadlines {
     pub step: f64,
     /// For a polite end; then the child is killed.
     pub close: f64,
+    /// A child that neither uses nor waits for CPU time for so long while it owes a reply to `reset`, `render` or a step has
+    /// missed its deadline already. `None` where a simulator may rightly wait for something else.
+    pub asleep: Option<f64>,
 }
 
 impl Default for Deadlines {
     /// About ten times what LIBERO on one busy core needs.
     fn default() -> Self {
-        Self { start: 120.0, reset: 60.0, step: 10.0, close: 2.0 }
+        Self { start: 120.0, reset: 60.0, step: 10.0, close: 2.0, asleep: None }
     }
 }
 
@@ -45,12 +48,14 @@ impl Deadlines {
     /// [`EnvError::Config`] for a deadline that is not a positive number.
     pub fn validate(&self) -> Result<(), EnvError> {
         let all = [
-            ("start", self.start),
-            ("reset", self.reset),
-            ("step", self.step),
-            ("close", self.close),
+            ("start", Some(self.start)),
+            ("reset", Some(self.reset)),
+            ("step", Some(self.step)),
+            ("close", Some(self.close)),
+            ("asleep", self.asleep),
         ];
-        match all.iter().find(|(_, secs)| !(secs.is_finite() && *secs > 0.0)) {
+        let mut all = all.into_iter().filter_map(|(name, secs)| Some((name, secs?)));
+        match all.find(|(_, secs)| !(secs.is_finite() && *secs > 0.0)) {
             None => Ok(()),
             Some((name, secs)) => Err(EnvError::Config {
                 detail: format!("deadline `{name}` is {secs} s; give a positive number of seconds"),
@@ -129,7 +134,8 @@ impl BridgeEnv {
                 detail: format!("the config of worker `{}` is not a map", config.label),
             });
         }
-        let deadline = deadline(config.deadlines.start);
+        let secs = config.deadlines.start;
+        let patience = Patience { secs, until: deadline(secs), asleep: None };
         let (images, theirs) = ImageReader::create().map_err(|e| EnvError::Spawn {
             program: config.program.display().to_string(),
             detail: format!("shared memory: {e}"),
@@ -151,13 +157,12 @@ impl BridgeEnv {
         })?;
         let mut child = Some(child);
         let mut images = Some(images);
-        let session =
-            ask(&mut child, "hello", 0, &hello, deadline, config.deadlines.start, |ok| {
-                let images = images.take().ok_or_else(|| EnvError::Protocol {
-                    detail: "a second reply to `hello`".to_owned(),
-                })?;
-                Session::open(ok, images)
+        let session = ask(&mut child, "hello", 0, &hello, &patience, |ok| {
+            let images = images.take().ok_or_else(|| EnvError::Protocol {
+                detail: "a second reply to `hello`".to_owned(),
             })?;
+            Session::open(ok, images)
+        })?;
         tracing::debug!(worker = config.label, pid, env = session.spec().id, "worker started");
         Ok(Self { config, session, child, pid, next_id: 1, in_episode: false })
     }
@@ -183,6 +188,12 @@ impl BridgeEnv {
         self.request(name, id, &request, timeout_secs, |_, ok| Session::result(ok))
     }
 
+    /// For how long a child may sleep over `op`. An adapter's own queries may wait for what they like.
+    fn asleep(&self, op: &str) -> Option<Duration> {
+        let secs = self.config.deadlines.asleep?;
+        matches!(op, "reset" | "step" | "render").then(|| Duration::from_secs_f64(secs))
+    }
+
     fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id - 1
@@ -196,10 +207,10 @@ impl BridgeEnv {
         timeout_secs: f64,
         read: impl FnOnce(&mut Session, &[u8]) -> Result<T, EnvError>,
     ) -> Result<T, EnvError> {
+        let patience =
+            Patience { secs: timeout_secs, until: deadline(timeout_secs), asleep: self.asleep(op) };
         let session = &mut self.session;
-        let limit = deadline(timeout_secs);
-        let answer =
-            ask(&mut self.child, op, id, request, limit, timeout_secs, |ok| read(session, ok));
+        let answer = ask(&mut self.child, op, id, request, &patience, |ok| read(session, ok));
         if let Err(error) = &answer {
             self.in_episode &= matches!(error, EnvError::InvalidAction { .. });
             if self.child.is_none() {
@@ -221,21 +232,27 @@ fn deadline(secs: f64) -> Instant {
     Instant::now() + Duration::try_from_secs_f64(secs).unwrap_or(FOREVER).min(FOREVER)
 }
 
+/// How long a reply may take.
+struct Patience {
+    secs: f64,
+    until: Instant,
+    asleep: Option<Duration>,
+}
+
 /// One request and its reply. A child that cannot be trusted any more is killed and taken out of `child`.
 fn ask<T>(
     child: &mut Option<ChildProcess>,
     op: &str,
     id: u64,
     request: &[u8],
-    deadline: Instant,
-    timeout_secs: f64,
+    patience: &Patience,
     read: impl FnOnce(&[u8]) -> Result<T, EnvError>,
 ) -> Result<T, EnvError> {
     let Some(process) = child else {
         return Err(EnvError::NeedsReset { since: "its worker was lost" });
     };
     let mut read = Some(read);
-    let answer = process.exchange(request, deadline, |body| {
+    let answer = process.exchange(request, patience.until, patience.asleep, |body| {
         let envelope = Envelope::open(body)?;
         if envelope.id != id {
             tracing::debug!(got = envelope.id, expected = id, op, "late reply discarded");
@@ -276,6 +293,10 @@ fn ask<T>(
         }
         Broken::Late => {
             let ended = process.end(Duration::ZERO);
+            let timeout_secs = match patience.asleep {
+                Some(asleep) if Instant::now() < patience.until => asleep.as_secs_f64(),
+                _ => patience.secs,
+            };
             EnvError::Deadline { op: op.to_owned(), timeout_secs, stderr: ended.output }
         }
         Broken::Gone => {
@@ -368,8 +389,9 @@ impl Drop for BridgeEnv {
         let limit = deadline(patience);
         let Ok(request) = encode(&PlainCall { id: self.next_id, op: "close" }) else { return };
         let id = self.next_id;
-        let closed = process
-            .exchange(&request, limit, |body| Ok((Envelope::open(body)?.id == id).then_some(())));
+        let closed = process.exchange(&request, limit, None, |body| {
+            Ok((Envelope::open(body)?.id == id).then_some(()))
+        });
         // A child that answered leaves by itself; any other is past waiting for.
         let left = limit.saturating_duration_since(Instant::now());
         process.end(if closed.is_ok() { left } else { Duration::ZERO });

@@ -57,6 +57,13 @@ impl ToyEnv {
             Some("hang") => loop {
                 std::thread::sleep(Duration::from_secs(1));
             },
+            Some("busy") => {
+                let started = Instant::now();
+                while started.elapsed() < Duration::from_secs(2) {
+                    std::hint::spin_loop();
+                }
+                Ok(())
+            }
             Some("error") => Err(EnvError::Simulator {
                 kind: "ToyError".to_owned(),
                 message: "on purpose".to_owned(),
@@ -134,7 +141,7 @@ pub fn serve_if_started() {
 }
 
 pub fn quick() -> Deadlines {
-    Deadlines { start: 20.0, reset: 3.0, step: 1.0, close: 2.0 }
+    Deadlines { start: 20.0, reset: 3.0, step: 1.0, close: 2.0, asleep: None }
 }
 
 /// This test binary as a Rust worker.
