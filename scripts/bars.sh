@@ -108,7 +108,7 @@ chaos-libero)
     same "a worker killed every ${EVERY:-8} s" "$expected" "$(under_fire "${EVERY:-8}" fire "${libero[@]}" --workers 2)"
     ;;
 chaos-train)
-    # PPO in eight worker processes. Under fire a worker is killed every 2 s, ten are stopped (a hang: only the deadline of 5 s ends
+    # PPO in eight worker processes. Under fire a worker is killed every 2 s, ten are stopped (a hang: only the watch over sleeping
     # it), and the trainer itself is pre-empted three times (SIGTERM, then --resume).
     train=${TRAIN:-target/release/train}
     settings=(--config scripts/chaos.toml --set "train.updates=${UPDATES:-600}")
