@@ -257,6 +257,26 @@ fn steps_without_a_clock_are_no_jump_and_a_jump_is_one() {
 }
 
 #[test]
+fn a_long_silence_allows_no_longer_way() {
+    // Somebody else's motion hides behind 4.3 s of silence: 0.5 m are a jump, what two periods allow is none.
+    for (way, jumped) in [(0.35, false), (0.50, true)] {
+        let mut limits = Limits::at_5_hz(workspace());
+        limits.outside_tolerance = 1.0;
+        limits.workspace.high[1] = 0.25;
+        let mut gate = Gate::new(limits).unwrap();
+        gate.arm(&consent());
+        gate.set_goal([0.3, -0.17, 0.26]).unwrap();
+        let now = Instant::now();
+        let later = now + Duration::from_millis(4300);
+        gate.observe(&obs([0.3, -0.17, 0.26, 0.0, 0.0, 0.0, 0.5], 0, now), now);
+        gate.observe(&obs([0.3, -0.17 + way, 0.26, 0.0, 0.0, 0.0, 0.5], 1, later), later);
+        let latched =
+            matches!(gate.state(), GateState::Latched(f) if f.kind == FaultKind::Reinitialised);
+        assert_eq!(latched, jumped, "{way} m: {:?}", gate.state());
+    }
+}
+
+#[test]
 fn an_arm_that_cannot_follow_is_noticed() {
     let mut gate = Gate::new(Limits::at_5_hz(workspace())).unwrap();
     gate.arm(&consent());

@@ -31,6 +31,8 @@ const REINIT_FAR: f64 = 0.10;
 /// metres that measurements may jump by.
 const JUMP_SPEED: f64 = 0.9;
 const JUMP_SLACK: f64 = 0.06;
+/// The time that counts for it, periods at most: however long the server was silent, its goal was one step ahead.
+const JUMP_PERIODS: f64 = 2.0;
 /// A gripper that is told to be below the first and measured above the second does not follow.
 const GRIPPER_CLOSED: f64 = 0.1;
 const GRIPPER_OPEN: f64 = 0.9;
@@ -253,13 +255,15 @@ impl Gate {
         if let Some(goal) = self.goal {
             if let Some(previous) = &previous {
                 let before = [previous.state[0], previous.state[1], previous.state[2]];
-                // At least a period: a simulated arm's time passes with its steps, however fast they follow each other.
-                let secs = obs.asked_at.saturating_duration_since(previous.asked_at).as_secs_f64();
-                let secs = secs.max(self.limits.period_secs);
+                // At least a period: a simulated arm's time passes with its steps, however fast they follow each other. At
+                // most two: a silent server must not allow a way of metres.
+                let apart = obs.asked_at.saturating_duration_since(previous.asked_at).as_secs_f64();
+                let period = self.limits.period_secs;
+                let secs = apart.clamp(period, JUMP_PERIODS * period);
                 let jumped = distance(before, hand);
                 if jumped > JUMP_SLACK + JUMP_SPEED * secs {
                     let detail =
-                        format!("the hand went {jumped:.3} m in {secs:.2} s, to {}", point(hand));
+                        format!("the hand went {jumped:.3} m in {apart:.2} s, to {}", point(hand));
                     return self.latch(Fault::new(FaultKind::Reinitialised, detail));
                 }
             }
