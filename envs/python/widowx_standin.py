@@ -57,6 +57,7 @@ FAULTS = {
     "bad_reply_at": None,  # [n, kind] at the n-th obs: garbage, truncated, empty, huge, wrong_state, nan_state, text
     "hash": None,  # changes to the configuration in the handshake
     "gripper_stuck": False,  # two gripper controllers fight: reads open whatever is asked for
+    "gripper_fights": False,  # the same, and now one wins, now the other
     "obs_secs": None,
     "step_secs": None,
 }
@@ -309,7 +310,10 @@ class Server:
         seconds = self.faults["obs_secs"]
         time.sleep(0.01 if seconds is None else seconds)
         opening = self.arm.opening()
-        if self.faults["gripper_stuck"] or self.inits > 1:
+        if self.faults["gripper_fights"]:
+            # The older controller still pulls to where it was told last: open.
+            opening += (1.0 - opening) * (0.5 + 0.5 * np.sin(2.0 * np.pi * time.monotonic() / 1.6))
+        elif self.faults["gripper_stuck"] or self.inits > 1:
             opening = 0.97
         self.note("obs", None)
         state = np.concatenate([self.arm.pose(), [opening]])

@@ -276,6 +276,47 @@ fn a_long_silence_allows_no_longer_way() {
     }
 }
 
+/// After how many commands to close the gate latches, if the gripper is measured like this after each of them.
+fn closing(measured: &[f64]) -> Option<usize> {
+    let mut gate = Gate::new(Limits::at_5_hz(workspace())).unwrap();
+    gate.arm(&consent());
+    gate.set_goal([0.3, 0.0, 0.2]).unwrap();
+    let now = Instant::now();
+    let see = |gate: &mut Gate, opening: f64, frame: usize| {
+        gate.observe(&obs([0.3, 0.0, 0.2, 0.0, 0.0, 0.0, opening], frame as u64, now), now);
+    };
+    see(&mut gate, 1.0, 0);
+    for (k, opening) in measured.iter().enumerate() {
+        let verdict = gate.command(&[0.0; 7], now);
+        assert!(matches!(verdict, Verdict::Send { .. }), "{verdict:?}");
+        see(&mut gate, *opening, k + 1);
+        if let GateState::Latched(fault) = gate.state() {
+            assert_eq!(fault.kind, FaultKind::GripperNotFollowing, "{fault}");
+            return Some(k + 1);
+        }
+    }
+    None
+}
+
+#[test]
+fn a_gripper_that_opens_again_while_told_to_close_is_noticed() {
+    // Recorded at bridge_data_robot a902e5b with a simulated gripper: two controllers of different parameters.
+    let fights: [&[f64]; 3] = [
+        &[0.95, 1.00, 0.81, 0.72, 0.35, 0.30, 0.29, 0.21, 0.98, 1.00],
+        &[0.90, 0.79, 0.90, 1.00, 0.68, 0.48, 0.28, 0.47],
+        &[0.95, 0.72, 0.29, 1.00, 0.85, 0.02, 0.07],
+    ];
+    assert_eq!(fights.map(closing), [Some(9), Some(4), Some(4)]);
+    // One controller: empty (recorded), late by a step, on a carrot that gives way and is shifted, and never quite still.
+    let follows: [&[f64]; 4] = [
+        &[0.70, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02],
+        &[1.00, 1.00, 0.62, 0.05, 0.02, 0.02, 0.02, 0.02],
+        &[0.75, 0.46, 0.44, 0.45, 0.51, 0.55, 0.48, 0.44],
+        &[0.88, 0.30, 0.10, 0.02, 0.12, 0.02, 0.07, 0.12],
+    ];
+    assert_eq!(follows.map(closing), [None; 4]);
+}
+
 #[test]
 fn an_arm_that_cannot_follow_is_noticed() {
     let mut gate = Gate::new(Limits::at_5_hz(workspace())).unwrap();

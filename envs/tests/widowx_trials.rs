@@ -195,7 +195,16 @@ fn rows() -> Vec<Row> {
         row("a state of five numbers", json!({"bad_reply_at": [5, "wrong_state"]}), &["bad_reply"]),
         row("a state with NaN", json!({"bad_reply_at": [5, "nan_state"]}), &["bad_reply"]),
         row("no JPEG", json!({"bad_reply_at": [5, "no_jpeg"]}), &["bad_reply"]),
-        row("two gripper controllers", json!({"gripper_stuck": true}), &["gripper_not_following"]),
+        row(
+            "a gripper that stays open",
+            json!({"gripper_stuck": true}),
+            &["gripper_not_following"],
+        ),
+        row(
+            "two gripper controllers that take turns",
+            json!({"gripper_fights": true}),
+            &["gripper_not_following"],
+        ),
         start("other action keys", json!({"hash": {"action_keys": ["init"]}}), &["handshake"]),
         start("another version", json!({"hash": {"version": "0.0.2"}}), &["handshake"]),
     ]
@@ -274,8 +283,9 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
             assert!(words.contains(unclean.kind.remedy()), "{words}");
             if !died {
                 // The same server, not restarted: refused. Restarted: the next trial runs.
-                standin
-                    .set(&json!({"status": null, "camera_frozen": false, "gripper_stuck": false}));
+                standin.set(&json!({
+                    "status": null, "camera_frozen": false, "gripper_stuck": false, "gripper_fights": false
+                }));
                 let initialised = standin.state()["initialised"] == json!(true);
                 session.consent(consent());
                 if initialised {
@@ -297,7 +307,7 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
             }
         }
         println!(
-            "{:34} {class:22} {:5.2} s  {}",
+            "{:40} {class:22} {:5.2} s  {}",
             row.name,
             started.elapsed().as_secs_f64(),
             words.lines().next().unwrap()

@@ -167,7 +167,8 @@ impl FaultKind {
                 "The arm cannot reach where it was sent, or is held. Check it; narrow the workspace if this repeats."
             }
             Self::GripperNotFollowing => {
-                "Two gripper controllers fight inside of the server. Restart the robot server, then go on."
+                "Two gripper controllers fight inside of the server (it was initialised more than once), or something forces the \
+                 fingers open. Look at the gripper, restart the robot server, then go on."
             }
             Self::OutsideWorkspace => {
                 "Check the arm and the workspace box that was given; the server's own motions are not bounded by it."
