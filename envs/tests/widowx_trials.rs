@@ -16,7 +16,8 @@ use ndarray::{Array1, arr1};
 use serde_json::{Value, json};
 use simloop_envs::testing::check_env;
 use simloop_envs::widowx::{
-    Consent, EmergencyStop, MockArm, Session, StepTrace, WidowXConfig, WidowXEnv,
+    Arm as _, Consent, EmergencyStop, EnvParams, MockArm, RobotClient, Session, StepTrace,
+    WidowXConfig, WidowXEnv,
 };
 use simloop_envs::{Env as _, EnvError, ResetOptions};
 use standin::{StandIn, config, consent, env, quick};
@@ -82,6 +83,7 @@ fn a_trial_runs_at_5_hz_in_openvlas_order_with_one_observation_per_step() {
         // A test machine may be so busy that decoding a picture takes longer than a robot would wait.
         config.limits.max_obs_age = Duration::from_secs(5);
         config.limits.hold_after = Duration::from_secs(5);
+        config.limits.max_answer = Duration::from_secs(5);
     }
     let mut env = env(&standin, config, quick(), &stop, &session);
     let (mut periods, mut sends) = (Vec::new(), Vec::new());
@@ -166,6 +168,8 @@ fn rows() -> Vec<Row> {
             json!({"silent_at": ["step_action", 5], "silent_executes": false}),
             &["outcome_unknown"],
         ),
+        row("step answered late", json!({"delay": ["step_action", 5, 1.7]}), &["server_busy"]),
+        row("observation answered late", json!({"delay": ["obs", 5, 1.7]}), &["server_busy"]),
         row(
             "step answered too late",
             json!({"delay": ["step_action", 5, 3.5]}),
@@ -316,6 +320,54 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
     }
 }
 
+/// Another program's client on the same server, with these parameters.
+fn other_client(standin: &StandIn, params: EnvParams) -> RobotClient {
+    let stop = EmergencyStop::default();
+    RobotClient::new("127.0.0.1", standin.port, params, quick(), stop).unwrap()
+}
+
+#[test]
+fn a_reset_of_somebody_else_behind_which_our_step_waits_is_found() {
+    let Some(python) = python::python() else { return };
+    let _turn = turn();
+    let mut standin = StandIn::start(&python, 40.0, &json!({}));
+    // Both watch; one of them also resets, which takes as long as on the real server.
+    for resets in [false, true] {
+        standin.restart();
+        let (stop, session) = (EmergencyStop::default(), Session::default());
+        let mut deadlines = quick();
+        (deadlines.step, deadlines.obs) = (Duration::from_secs(8), Duration::from_secs(8));
+        let mut config = config();
+        config.limits.max_obs_age = Duration::from_secs(8);
+        config.limits.hold_after = Duration::from_secs(8);
+        let mut env = env(&standin, config.clone(), deadlines, &stop, &session);
+        reset(&mut env).unwrap();
+        run(&mut env, 10, Duration::from_millis(20)).unwrap();
+        standin.clear();
+        standin.set(&json!({"delay": ["reset", 1, 4.0]}));
+        let mut other = other_client(&standin, config.params());
+        let queued = std::thread::spawn(move || {
+            other.observe().unwrap();
+            if resets {
+                other.reset().unwrap();
+            }
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        let result = run(&mut env, 10, Duration::from_millis(20));
+        queued.join().unwrap();
+        if !resets {
+            result.unwrap();
+            continue;
+        }
+        let error = result.expect_err("the reset was not noticed");
+        assert_eq!(error.class(), "server_busy", "{error}");
+        assert!(error.to_string().contains("Somebody else used the robot server"), "{error}");
+        assert!(matches!(env.step(action(0).view(), true), Err(EnvError::NeedsReset { .. })));
+        let steps = standin.log().iter().filter(|(_, key, _)| key == "step_action").count();
+        assert!(steps <= 1, "{steps} steps were sent after it");
+    }
+}
+
 #[test]
 fn a_forwarded_port_is_no_other_server() {
     let Some(python) = python::python() else { return };
@@ -381,8 +433,6 @@ fn what_is_not_the_robot_server_is_named() {
 
 #[test]
 fn lost_replies_never_execute_a_command_twice() {
-    use simloop_envs::widowx::Arm as _;
-
     let Some(python) = python::python() else { return };
     let _turn = turn();
     let n = number("SIMLOOP_WIDOWX_LOST", 25);

@@ -361,6 +361,26 @@ impl WidowXEnv {
         fault.into()
     }
 
+    /// Looks; an answer that took too long is a fault.
+    fn look(&mut self) -> Result<RobotObs, Fault> {
+        let obs = self.arm.observe()?;
+        self.check_answer("an observation", obs.asked_at.elapsed())?;
+        Ok(obs)
+    }
+
+    fn check_answer(&self, what: &str, took: Duration) -> Result<(), Fault> {
+        let limit = self.config.limits.max_answer;
+        if !self.config.paced || took <= limit {
+            return Ok(());
+        }
+        let detail = format!(
+            "{what} was answered after {:.1} s, the limit is {:.1} s",
+            took.as_secs_f64(),
+            limit.as_secs_f64()
+        );
+        Err(Fault::new(FaultKind::ServerBusy, detail))
+    }
+
     fn begin(&mut self, consent: &Consent) -> Result<RobotObs, Fault> {
         let unclean = self.session.state().unclean.clone();
         if let Some(fault) = unclean {
@@ -386,16 +406,16 @@ impl WidowXEnv {
             self.arm.step(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])?;
             self.session.state().primed = true;
         }
-        if let Some(ready) = &self.ready {
+        if let Some(ready) = self.ready.clone() {
             loop {
-                let obs = self.arm.observe()?;
+                let obs = self.look()?;
                 if ready(&obs)? {
                     break;
                 }
                 self.wait(obs.asked_at + LOOK_AT_SCENE)?;
             }
         }
-        self.arm.observe()
+        self.look()
     }
 
     fn observation(&self, obs: &RobotObs, frames: bool) -> Result<Observation, Fault> {
@@ -452,6 +472,8 @@ impl WidowXEnv {
             Stepped::Held(fault) => (None, Vec::new(), Some(fault)),
         };
         let step_secs = began.elapsed().as_secs_f64();
+        // Somebody else's request that came first may have moved the arm and its goal: what is known of both is void.
+        self.check_answer("a step", began.elapsed())?;
         episode.held = if held.is_some() { episode.held + 1 } else { 0 };
         if let Some(fault) = &held
             && episode.held >= MAX_HELD
@@ -476,7 +498,7 @@ impl WidowXEnv {
             episode.tick = if late { now } else { due };
         }
         let before = episode.obs.asked_at;
-        let obs = self.arm.observe()?;
+        let obs = self.look()?;
         episode.steps += 1;
         let trace = StepTrace {
             at_secs: obs.asked_at.saturating_duration_since(episode.started).as_secs_f64(),

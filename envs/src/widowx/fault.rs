@@ -39,6 +39,8 @@ pub enum FaultKind {
     StaleObservation,
     /// The arm was somewhere else than it can have got to: the server initialised it again.
     Reinitialised,
+    /// A request was answered far too late: the server did something else before it, or stalled.
+    ServerBusy,
     /// The arm does not go where it is told.
     NotFollowing,
     /// The gripper does not do what it is told.
@@ -61,7 +63,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoConnection,
         Self::Handshake,
         Self::OutcomeUnknown,
@@ -73,6 +75,7 @@ impl FaultKind {
         Self::CameraFrozen,
         Self::StaleObservation,
         Self::Reinitialised,
+        Self::ServerBusy,
         Self::NotFollowing,
         Self::GripperNotFollowing,
         Self::OutsideWorkspace,
@@ -98,6 +101,7 @@ impl FaultKind {
             Self::CameraFrozen => "camera_frozen",
             Self::StaleObservation => "stale_observation",
             Self::Reinitialised => "reinitialised",
+            Self::ServerBusy => "server_busy",
             Self::NotFollowing => "not_following",
             Self::GripperNotFollowing => "gripper_not_following",
             Self::OutsideWorkspace => "outside_workspace",
@@ -123,6 +127,7 @@ impl FaultKind {
                 | Self::ExecutionFailed
                 | Self::CameraFrozen
                 | Self::Reinitialised
+                | Self::ServerBusy
                 | Self::GripperNotFollowing
         )
     }
@@ -151,6 +156,10 @@ impl FaultKind {
             Self::NotInitialised | Self::Reinitialised => {
                 "Something initialised the robot again (another client, or an error inside of the server). Restart the robot \
                  server, make sure that nobody else uses it, then go on."
+            }
+            Self::ServerBusy => {
+                "Somebody else used the robot server meanwhile, or it stalled: the arm may be elsewhere than we believe, and may \
+                 still move. Make sure that nobody else uses it, restart the robot server, then go on."
             }
             Self::ExecutionFailed => {
                 "A motor was overloaded or the server refused: look for what the arm ran into, restart the robot server, then \

@@ -79,6 +79,8 @@ pub struct Limits {
     pub max_lead: f64,
     /// See [`max_lead`](Self::max_lead) and the gripper.
     pub max_lagging: u32,
+    /// A longer wait for the answer to a step or an observation is a fault: the server did something else before it.
+    pub max_answer: Duration,
 }
 
 impl Limits {
@@ -101,6 +103,9 @@ impl Limits {
             outside_tolerance: 0.03,
             max_lead: 0.20,
             max_lagging: 10,
+            // bridge_data_robot a902e5b on a simulated arm answers in 40 to 110 ms, at worst in 317; somebody else's `reset`
+            // takes 4.4 s.
+            max_answer: Duration::from_millis(1500),
         }
     }
 
