@@ -4,7 +4,7 @@ Same wire: ZeroMQ REP, one LZ4 frame of a pickle per message. Behind it a kinema
 every fault that the real server was seen to have. Written from the protocol's description and recorded bytes; it holds no code
 of the real server.
 
-    widowx_standin.py [--port 0] [--speed 1.0] [--faults JSON]
+    widowx_standin.py [--port 0] [--speed 1.0] [--closed-secs 1.0] [--faults JSON]
 
 It prints one JSON line {"port": P} when it listens, and then answers JSON lines on stdin, one line each:
 
@@ -14,7 +14,9 @@ It prints one JSON line {"port": P} when it listens, and then answers JSON lines
     {"do": "clear"}                 forget the log
     {"do": "restart"}               as a new process would be: nothing initialised, old gripper controllers gone
 
---speed divides the durations of init, reset and move (not of a step). The end of stdin ends the process.
+--speed divides the durations of init, reset and move (not of a step). --closed-secs is the shortest time for which the port is
+closed after an exception, while the robot is initialised again; the real server needs 4 to 8 s. The end of stdin ends the
+process.
 """
 
 import argparse
@@ -70,8 +72,9 @@ class Silence(Exception):
 class Arm:
     """Kinematics: the hand goes to its target in a straight line within the motion's profile time."""
 
-    def __init__(self, params, speed):
+    def __init__(self, params, image_size, speed):
         self.params = params
+        self.image_size = image_size
         self.speed = speed
         bounds = np.array(params["override_workspace_boundaries"], dtype=float)
         self.low, self.high = bounds[0, :3], bounds[1, :3]
@@ -196,6 +199,7 @@ class Server:
         self.camera = Camera(jpeg)
         self.arm = None
         self.inits = 0
+        self.image_size = None
         self.compiled = False
 
     def set(self, faults):
@@ -218,13 +222,16 @@ class Server:
         self.counts[key] = self.counts.get(key, 0) + 1
         return self.counts[key]
 
-    def reinitialise(self):
-        """What the server does after any exception while a robot exists. It takes its time and answers nobody."""
-        if self.arm is not None:
-            params = self.arm.params
+    def reinitialise(self, closed_secs):
+        """What the server does after any exception while a robot exists, with its port closed."""
+        with self.lock:
+            if self.arm is None:
+                return
+            began = time.monotonic()
             self.note("reinit", None)
             self.inits += 1
-            self.arm = Arm(params, self.speed)
+            self.arm = Arm(self.arm.params, self.image_size, self.speed)
+            time.sleep(max(0.0, closed_secs - (time.monotonic() - began)))
 
     def act(self, key, payload):
         nth = self.count(key)
@@ -238,9 +245,9 @@ class Server:
             raise Silence
         if key == "init":
             self.note("init", {"image_size": payload["image_size"]})
-            params = payload["env_params"]
+            params, self.image_size = payload["env_params"], payload["image_size"]
             if self.arm is None or params != self.arm.params:
-                self.arm = Arm(params, self.speed)
+                self.arm = Arm(params, self.image_size, self.speed)
                 self.inits += 1
                 self.arm.sleep(1.6)
             else:
@@ -303,7 +310,7 @@ class Server:
             time.sleep(1.0)
             raise RuntimeError("Image_Exception")
         if nth == self.faults["reinit_quietly_at_obs"]:
-            self.arm = Arm(self.arm.params, 1e6)
+            self.arm = Arm(self.arm.params, self.image_size, 1e6)
         delay = self.faults["delay"]
         if delay and delay[0] == "obs" and delay[1] == nth:
             time.sleep(delay[2])
@@ -329,10 +336,11 @@ class Server:
             else:
                 return kind
         jpeg = self.camera.frame(self.faults["camera_frozen"])
-        return {"image": np.zeros((1, 3 * 256 * 256), dtype=np.float32), "state": state, "full_image": jpeg}
+        image = np.zeros((1, 3 * self.arm.image_size**2), dtype=np.float32)
+        return {"image": image, "state": state, "full_image": jpeg}
 
     def answer(self, body):
-        """The reply's body, or Silence."""
+        """The reply's body, or Silence, or the exception that the request met."""
         with self.lock:
             try:
                 message = pickle.loads(lz4.frame.decompress(body))
@@ -350,8 +358,7 @@ class Server:
                 raise
             except Exception as error:  # the real server does the same with every exception
                 print(f"exception: {error!r}", file=sys.stderr, flush=True)
-                self.reinitialise()
-                raise Silence from error
+                raise
         if isinstance(reply, str):
             packed = lz4.frame.compress(pickle.dumps({"status": 1}, protocol=4))
             return {
@@ -419,6 +426,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--speed", type=float, default=1.0)
+    parser.add_argument("--closed-secs", type=float, default=1.0)
     parser.add_argument("--faults", type=json.loads, default={})
     args = parser.parse_args()
     server = Server(args.speed, grey_jpeg())
@@ -451,8 +459,11 @@ def main():
         try:
             socket.send(server.answer(body))
         except Silence:
-            # As the real server: the socket is closed and opened again.
             socket.close()
+            socket, port = listen(port)
+        except Exception:  # as the real server: closed, the robot initialised again, and only then opened
+            socket.close()
+            server.reinitialise(args.closed_secs)
             socket, port = listen(port)
 
 

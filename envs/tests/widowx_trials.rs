@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use ndarray::{Array1, arr1};
 use serde_json::{Value, json};
 use simloop_envs::testing::check_env;
+use simloop_envs::widowx::messages;
+use simloop_envs::widowx::pickle::Value as Pickle;
+use simloop_envs::widowx::zmtp::{Connection, Patience};
 use simloop_envs::widowx::{
     Arm as _, Consent, EmergencyStop, EnvParams, MockArm, RobotClient, Session, StepTrace,
     WidowXConfig, WidowXEnv,
@@ -133,31 +136,34 @@ fn a_trial_runs_at_5_hz_in_openvlas_order_with_one_observation_per_step() {
     assert!(shortest > 0.15, "never faster than 5 Hz: {shortest}");
 }
 
-/// One row of the failure table: the switch, after how many steps it must be noticed, and by which names.
+/// One row of the failure table: the switch, by which names it must be noticed, and what must be said of it.
 struct Row {
     name: &'static str,
     faults: Value,
     expected: &'static [&'static str],
+    says: &'static str,
     at_reset: bool,
 }
 
-/// On a busy machine a dying process may still be seen to listen, and then counts as one that opens its socket anew.
-const DIED: &[&str] = &["server_died", "outcome_unknown"];
+/// What is said of a server whose port was closed for as long as an initialisation takes.
+const AGAIN: &str = "initialised the robot again, which moves the arm to its neutral pose";
 
 fn rows() -> Vec<Row> {
-    let row = |name, faults, expected| Row { name, faults, expected, at_reset: false };
-    let start = |name, faults, expected| Row { name, faults, expected, at_reset: true };
+    let row = |name, faults, expected| Row { name, faults, expected, says: "", at_reset: false };
+    let start = |name, faults, expected| Row { name, faults, expected, says: "", at_reset: true };
     vec![
-        row("motor effort in step_action", json!({"effort_at_step": 3}), &["outcome_unknown"]),
+        Row {
+            says: AGAIN,
+            ..row("motor effort in step_action", json!({"effort_at_step": 3}), &["outcome_unknown"])
+        },
         start("motor effort in move", json!({"effort_at_move": 1}), &["execution_failed"]),
-        row("no camera frame for 1 s", json!({"camera_dead_at": 4}), &["no_observation"]),
+        Row {
+            says: AGAIN,
+            ..row("no camera frame for 1 s", json!({"camera_dead_at": 4}), &["no_observation"])
+        },
         row("camera frozen", json!({"camera_frozen": true}), &["camera_frozen"]),
-        row("process dies in a step", json!({"die_at_step": 4}), DIED),
-        row(
-            "process dies in an observation",
-            json!({"die_at_obs": 4}),
-            &["server_died", "no_observation"],
-        ),
+        row("process dies in a step", json!({"die_at_step": 4}), &["server_died"]),
+        row("process dies in an observation", json!({"die_at_obs": 4}), &["server_died"]),
         row(
             "step executed, no reply",
             json!({"silent_at": ["step_action", 5]}),
@@ -232,11 +238,9 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
         standin.restart();
         standin.clear();
         let (stop, session) = (EmergencyStop::default(), Session::default());
-        let mut config = config.clone();
         // A gripper that is told to close, for the row that looks at it.
         let closing = row.name.contains("gripper");
         let mut env = env(&standin, config.clone(), quick(), &stop, &session);
-        config.max_steps = 60;
         if row.at_reset {
             standin.set(&row.faults);
         }
@@ -257,6 +261,7 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
         let error = result.expect_err(row.name);
         let (class, words) = (error.class(), error.to_string());
         assert!(row.expected.contains(&class), "{}: {class}: {words}", row.name);
+        assert!(words.contains(row.says), "{}: {words}", row.name);
         // Void: the environment refuses to go on, the operator is told what to do, and nothing is sent.
         assert!(matches!(env.step(action(0).view(), true), Err(EnvError::NeedsReset { .. })));
         let died = row.name.contains("dies");
@@ -366,6 +371,93 @@ fn a_reset_of_somebody_else_behind_which_our_step_waits_is_found() {
         let steps = standin.log().iter().filter(|(_, key, _)| key == "step_action").count();
         assert!(steps <= 1, "{steps} steps were sent after it");
     }
+}
+
+/// Sends what makes the server raise an exception: an action that is a list.
+fn send_a_list(port: u16) {
+    let patience =
+        Patience { connect: Duration::from_secs(2), unacknowledged: Duration::from_secs(1) };
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let mut link = Connection::open(address, patience, &|| false).unwrap();
+    let payload =
+        [("action", Pickle::List(vec![Pickle::Float(0.0); 7])), ("blocking", Pickle::Bool(false))];
+    let request = Pickle::dict([
+        ("type", Pickle::str("act")),
+        ("key", Pickle::str("step_action")),
+        ("payload", Pickle::dict(payload)),
+    ]);
+    let reply = link.request(&messages::encode(&request), Duration::from_secs(5), &|| false);
+    assert!(reply.is_err(), "a list is no action");
+}
+
+#[test]
+fn an_error_of_another_client_initialises_the_robot_and_is_told_at_once() {
+    let Some(python) = python::python() else { return };
+    let _turn = turn();
+    let mut standin = StandIn::start(&python, 40.0, &json!({}));
+    for errs in [false, true] {
+        standin.restart();
+        let (stop, session) = (EmergencyStop::default(), Session::default());
+        let mut config = config();
+        config.limits.max_obs_age = Duration::from_secs(5);
+        config.limits.hold_after = Duration::from_secs(5);
+        let mut env = env(&standin, config, quick(), &stop, &session);
+        let warned = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let heard = std::sync::Arc::clone(&warned);
+        session.on_warning(std::sync::Arc::new(move |words: &str| {
+            heard.lock().unwrap().push((Instant::now(), words.to_owned()));
+        }));
+        reset(&mut env).unwrap();
+        let port = standin.port;
+        let other = errs.then(|| std::thread::spawn(move || send_a_list(port)));
+        let result = run(&mut env, 12, Duration::from_millis(20));
+        let Some(other) = other else {
+            result.unwrap();
+            assert!(warned.lock().unwrap().is_empty());
+            continue;
+        };
+        let named = Instant::now();
+        other.join().unwrap();
+        let error = result.expect_err("it was not noticed");
+        assert!(matches!(error.class(), "outcome_unknown" | "no_observation"), "{error}");
+        assert!(error.to_string().contains(AGAIN), "{error}");
+        // The warning does not wait for the name.
+        let warned = warned.lock().unwrap();
+        let [(at, words)] = &warned[..] else { panic!("{warned:?}") };
+        assert!(words.contains("KEEP CLEAR"), "{words}");
+        assert!(named - *at > Duration::from_millis(700), "{:?}", named - *at);
+        assert!(session.unclean().is_some());
+    }
+}
+
+#[test]
+fn the_emergency_stop_ends_the_wait_for_a_server_that_stays_away() {
+    let Some(python) = python::python() else { return };
+    let _turn = turn();
+    let mut standin = StandIn::start(&python, 40.0, &json!({}));
+    let (stop, session) = (EmergencyStop::default(), Session::default());
+    let mut deadlines = quick();
+    deadlines.reopen = Duration::from_mins(1);
+    let mut env = env(&standin, config(), deadlines, &stop, &session);
+    reset(&mut env).unwrap();
+    standin.set(&json!({"die_at_step": 1}));
+    let pressed = {
+        let stop = stop.clone();
+        session.on_warning(std::sync::Arc::new(move |_: &str| {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                stop.press("the test");
+            });
+        }));
+        Instant::now()
+    };
+    let error = run(&mut env, 1, Duration::ZERO).unwrap_err();
+    assert!(pressed.elapsed() < Duration::from_secs(10), "{:?}", pressed.elapsed());
+    // It is not forgotten that the server must be restarted.
+    assert_eq!(error.class(), "outcome_unknown", "{error}");
+    assert!(error.to_string().contains("emergency stop was pressed"), "{error}");
+    assert!(session.unclean().is_some());
 }
 
 #[test]

@@ -53,6 +53,17 @@ pub trait Arm: Send {
         Ok(true)
     }
 
+    /// Looks closer at a fault of this arm before it is told: waits for the server where that tells what happened. It sends
+    /// nothing and ends at the emergency stop.
+    fn diagnose(&mut self, fault: Fault) -> Fault {
+        fault
+    }
+
+    /// Whether [`diagnose`](Self::diagnose) has something to wait for.
+    fn must_wait(&self) -> bool {
+        false
+    }
+
     /// Whether the first step of a session takes much longer than the others: the server compiles its kinematics then.
     fn compiles(&self) -> bool {
         false

@@ -6,8 +6,10 @@
 //! 2. A request that may move the robot and is not answered has an unknown outcome: the connection is dropped and the
 //!    request is never sent again. The server keeps what it received in a queue and may still carry it out.
 //! 3. The emergency stop is looked at before every write and during every wait.
+//! 4. A server that meets an exception closes its socket, initialises the robot (the arm moves to neutral by itself) and only
+//!    then listens again, 4 to 8 s later. [`Arm::diagnose`] tells it from one that died by waiting for the port.
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
 use super::arm::{Arm, Pose};
@@ -21,6 +23,10 @@ use super::zmtp::{Connection, Patience, ZmtpError};
 /// The robot server's usual port.
 pub const PORT: u16 = 5556;
 
+/// Between two looks for a server that closed its port.
+const LOOK_FOR_SERVER: Duration = Duration::from_millis(100);
+/// A server that is back within this has opened its socket anew and no more; initialising the robot takes seconds.
+const ONLY_THE_SOCKET: Duration = Duration::from_millis(600);
 /// How long each kind of request may take. The defaults are the longest times seen, with room: the first `step_action`
 /// compiles the server's kinematics (up to 10 s, before the clock of a trial starts).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +45,8 @@ pub struct Deadlines {
     pub reset: Duration,
     /// `init`.
     pub init: Duration,
+    /// How long a server that closed the connection may stay away while it initialises the robot.
+    pub reopen: Duration,
     /// Unacknowledged bytes end a connection after so long.
     pub unacknowledged: Duration,
 }
@@ -53,6 +61,8 @@ impl Default for Deadlines {
             move_extra: Duration::from_secs(5),
             reset: Duration::from_secs(30),
             init: Duration::from_mins(2),
+            // 4 to 8 s were seen, on a simulated arm.
+            reopen: Duration::from_secs(15),
             // Two control periods: a command that did not get through by then must not get through later.
             unacknowledged: Duration::from_millis(400),
         }
@@ -79,6 +89,8 @@ pub struct RobotClient {
     stop: EmergencyStop,
     connection: Option<Connection>,
     stepped: bool,
+    /// When the server last closed the connection under a request, until it was looked into.
+    closed_at: Option<Instant>,
 }
 
 /// Whether a request may move the robot.
@@ -105,7 +117,15 @@ impl RobotClient {
         };
         let mut found = (host, port).to_socket_addrs().map_err(|e| unknown(e.to_string()))?;
         let address = found.next().ok_or_else(|| unknown("it has no address".to_owned()))?;
-        Ok(Self { address, params, deadlines, stop, connection: None, stepped: false })
+        Ok(Self {
+            address,
+            params,
+            deadlines,
+            stop,
+            connection: None,
+            stepped: false,
+            closed_at: None,
+        })
     }
 
     /// Where the server is.
@@ -158,18 +178,31 @@ impl RobotClient {
         checked
     }
 
-    /// Whether anything listens at the address, within half a second. Nothing is sent.
-    fn listens(&self, pressed: &dyn Fn() -> bool) -> bool {
+    /// Whether the server shakes hands; a tunnel to it accepts connections whether the server does or not. No request is
+    /// sent.
+    fn listens(&self) -> bool {
+        let patience = Patience {
+            connect: self.deadlines.connect.min(Duration::from_secs(1)),
+            unacknowledged: self.deadlines.unacknowledged,
+        };
+        Connection::open(self.address, patience, &|| self.stop.is_pressed()).is_ok()
+    }
+
+    /// Waits for a closed port to open: after how long it did, or `None` if it did not or the stop was pressed.
+    fn reopens(&self, closed_at: Instant) -> Option<Duration> {
         // A dying process closes its sockets one after the other.
-        std::thread::sleep(Duration::from_millis(100));
-        let until = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < until && !pressed() {
-            if TcpStream::connect_timeout(&self.address, Duration::from_millis(200)).is_ok() {
-                return true;
+        let mut next = closed_at + LOOK_FOR_SERVER;
+        while closed_at.elapsed() < self.deadlines.reopen && !self.stop.is_pressed() {
+            if Instant::now() < next {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            if self.listens() {
+                return Some(closed_at.elapsed());
+            }
+            next = Instant::now() + LOOK_FOR_SERVER;
         }
-        false
+        None
     }
 
     /// Sends one request and returns the pickle of its reply.
@@ -207,12 +240,10 @@ impl RobotClient {
             return Err(stopped("not sent"));
         }
         // From here on the bytes may have left: whatever fails, the connection is dropped and never reused.
-        let reply = connection.request(&body, limit, &pressed).map_err(|e| match (e, effect) {
+        let reply = connection.request(&body, limit, &pressed);
+        self.closed_at = matches!(reply, Err(ZmtpError::Closed)).then(Instant::now);
+        let reply = reply.map_err(|e| match (e, effect) {
             (ZmtpError::Cancelled, _) => stopped("given up"),
-            (e @ ZmtpError::Closed, _) if !self.listens(&pressed) => Fault::new(
-                FaultKind::ServerDied,
-                format!("`{name}` was sent, then {e} and listens no more"),
-            ),
             // A server that met an exception opens its socket anew and forgets the request.
             (
                 e @ (ZmtpError::Closed | ZmtpError::Deadline { .. } | ZmtpError::Io { .. }),
@@ -260,6 +291,32 @@ impl Arm for RobotClient {
 
     fn compiles(&self) -> bool {
         true
+    }
+
+    fn must_wait(&self) -> bool {
+        self.closed_at.is_some()
+    }
+
+    fn diagnose(&mut self, mut fault: Fault) -> Fault {
+        let Some(closed_at) = self.closed_at.take() else { return fault };
+        let seen = match self.reopens(closed_at) {
+            Some(away) if away < ONLY_THE_SOCKET => return fault,
+            Some(away) => format!(
+                "its port was closed for {:.1} s: it initialised the robot again, which moves the arm to its neutral pose, or \
+                 was started again",
+                away.as_secs_f64()
+            ),
+            None if self.stop.is_pressed() => {
+                "the emergency stop was pressed before it listened again".to_owned()
+            }
+            None => {
+                fault.kind = FaultKind::ServerDied;
+                let secs = self.deadlines.reopen.as_secs_f64();
+                format!("nothing listens at its port for {secs:.0} s")
+            }
+        };
+        fault.detail = format!("{}; {seen}", fault.detail);
+        fault
     }
 
     fn is_fresh(&mut self) -> Result<bool, Fault> {

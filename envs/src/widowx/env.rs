@@ -1,6 +1,7 @@
 //! [`WidowXEnv`]: the robot as an [`Env`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -178,15 +179,33 @@ impl WidowXConfig {
 }
 
 /// What outlives one environment: a faulted environment is dropped, the robot server stays.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Session(Arc<Mutex<SessionState>>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct SessionState {
     initialised: bool,
     primed: bool,
     unclean: Option<Fault>,
     consent: Option<Consent>,
+    warn: Option<Warn>,
+}
+
+/// Called at once with what the person beside the robot must hear now.
+pub type Warn = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What is said while a server that closed the connection may be initialising the robot.
+const MAY_MOVE: &str = "The trial is void: the robot server closed the connection. It may be initialising the robot again, and \
+                        then the arm moves to its neutral pose by itself. KEEP CLEAR.";
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Session")
+            .field("initialised", &state.initialised)
+            .field("unclean", &state.unclean)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Session {
@@ -197,6 +216,20 @@ impl Session {
     /// Gives consent for the next `reset` and the episode that it begins.
     pub fn consent(&self, consent: Consent) {
         self.state().consent = Some(consent);
+    }
+
+    /// Who is called with what cannot wait for the end of a request.
+    pub fn on_warning(&self, warn: Warn) {
+        self.state().warn = Some(warn);
+    }
+
+    fn warn(&self, words: &str) {
+        let warn = self.state().warn.clone();
+        if let Some(warn) = warn {
+            warn(words);
+        } else {
+            tracing::warn!("{words}");
+        }
     }
 
     /// The fault after which the server must be restarted, if there was one and it was not yet.
@@ -349,16 +382,26 @@ impl WidowXEnv {
         self.arm.disarm();
     }
 
-    /// Ends the episode by `fault`.
+    /// Ends the episode by `fault`. It is latched at once; only its name may take longer.
     fn fail(&mut self, fault: Fault) -> EnvError {
         self.episode = None;
+        self.arm.latch(fault.clone());
+        self.mark_unclean(&fault);
+        if !self.arm.must_wait() {
+            return fault.into();
+        }
+        self.session.warn(MAY_MOVE);
+        let named = self.arm.diagnose(fault);
+        self.mark_unclean(&named);
+        named.into()
+    }
+
+    fn mark_unclean(&self, fault: &Fault) {
         if fault.kind.needs_restart() {
             let mut session = self.session.state();
             session.unclean = Some(fault.clone());
             (session.initialised, session.primed) = (false, false);
         }
-        self.arm.latch(fault.clone());
-        fault.into()
     }
 
     /// Looks; an answer that took too long is a fault.
@@ -388,7 +431,7 @@ impl WidowXEnv {
                 let detail = format!("the server still knows the robot after `{}`", fault.kind);
                 return Err(Fault::new(FaultKind::NotRestarted, detail));
             }
-            *self.session.state() = SessionState::default();
+            self.session.state().unclean = None;
         }
         self.arm.arm(consent)?;
         if !self.session.state().initialised {

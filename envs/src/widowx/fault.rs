@@ -23,7 +23,7 @@ pub enum FaultKind {
     Handshake,
     /// A request that may move the robot was sent and not answered: it may have been carried out, or may be yet.
     OutcomeUnknown,
-    /// The server closed the connection while a request that may move the robot was under way.
+    /// The server closed the connection while a request was under way, and nothing listens at its port since.
     ServerDied,
     /// A request for an observation was not answered.
     NoObservation,
@@ -145,10 +145,13 @@ impl FaultKind {
                 "The command may have been carried out, or may be yet: keep clear of the arm. Check the arm and its camera, \
                  restart the robot server (its gripper is unreliable after such a fault), then go on."
             }
-            Self::ServerDied => "Check the arm, start the robot server again, then go on.",
+            Self::ServerDied => {
+                "Keep clear: if the server still runs it is initialising the robot again, and then moves the arm to its neutral \
+                 pose by itself. Check the arm, start the robot server again, then go on."
+            }
             Self::NoObservation => {
-                "The server hangs or its camera does; it moves the arm to neutral when it recovers: keep clear. Check the \
-                 camera, restart the robot server, then go on."
+                "The server hangs, or its camera does, or somebody else uses it; it moves the arm by itself when it goes on: keep \
+                 clear. Check the camera, restart the robot server, make sure that nobody else uses it, then go on."
             }
             Self::BadReply => {
                 "Check what answers on this port, restart the robot server, then go on."

@@ -38,7 +38,8 @@ pub use actions::{ActionUnits, BRIDGE_Q01, BRIDGE_Q99, Gripper, GripperMode, unn
 pub use arm::{Arm, Pose, rotate, rotation_from_rpy};
 pub use client::{Deadlines, PORT, Probe, RobotClient};
 pub use env::{
-    CAMERA, MAX_EPISODE_STEPS, Profile, Ready, Session, StepTrace, WIDOWX, WidowXConfig, WidowXEnv,
+    CAMERA, MAX_EPISODE_STEPS, Profile, Ready, Session, StepTrace, WIDOWX, Warn, WidowXConfig,
+    WidowXEnv,
 };
 pub use fault::{Fault, FaultKind};
 pub use messages::EnvParams;

@@ -121,6 +121,7 @@ pub(crate) fn quick() -> Deadlines {
         move_extra: Duration::from_secs(2),
         reset: Duration::from_secs(6),
         init: Duration::from_secs(8),
+        reopen: Duration::from_secs(4),
         ..Deadlines::default()
     }
 }

@@ -216,6 +216,19 @@ impl Gate {
         }
     }
 
+    /// Gives the fault behind a latch the name that a closer look found. An emergency stop keeps its own.
+    pub fn name_latch(&mut self, named: &Fault) {
+        match &mut self.state {
+            GateState::Latched(fault)
+                if fault.kind != FaultKind::EmergencyStop && fault != named =>
+            {
+                *fault = named.clone();
+                self.log(format!("found: {}: {}", named.kind, named.detail));
+            }
+            _ => {}
+        }
+    }
+
     /// Nothing passes until the next fresh observation.
     pub fn hold(&mut self, fault: Fault) {
         if self.state == GateState::Armed {

@@ -191,6 +191,19 @@ impl GatedArm {
         self.arm.is_fresh()
     }
 
+    /// As [`Arm::must_wait`].
+    pub fn must_wait(&self) -> bool {
+        self.arm.must_wait()
+    }
+
+    /// Latches `fault` first and looks closer then, as [`Arm::diagnose`].
+    pub fn diagnose(&mut self, fault: Fault) -> Fault {
+        self.gate().latch(fault.clone());
+        let named = self.arm.diagnose(fault);
+        self.gate().name_latch(&named);
+        named
+    }
+
     /// As [`Arm::compiles`].
     pub fn compiles(&self) -> bool {
         self.arm.compiles()
