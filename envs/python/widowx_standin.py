@@ -199,6 +199,7 @@ class Server:
         self.camera = Camera(jpeg)
         self.arm = None
         self.inits = 0
+        self.others = False  # it was initialised with other parameters before
         self.image_size = None
         self.compiled = False
 
@@ -213,6 +214,7 @@ class Server:
     def restart(self):
         with self.lock:
             self.arm, self.inits, self.compiled, self.counts = None, 0, False, {}
+            self.others = False
             self.faults = dict(FAULTS)
 
     def note(self, key, values):
@@ -247,6 +249,7 @@ class Server:
             self.note("init", {"image_size": payload["image_size"]})
             params, self.image_size = payload["env_params"], payload["image_size"]
             if self.arm is None or params != self.arm.params:
+                self.others |= self.arm is not None
                 self.arm = Arm(params, self.image_size, self.speed)
                 self.inits += 1
                 self.arm.sleep(1.6)
@@ -317,7 +320,7 @@ class Server:
         seconds = self.faults["obs_secs"]
         time.sleep(0.01 if seconds is None else seconds)
         opening = self.arm.opening()
-        if self.faults["gripper_fights"]:
+        if self.faults["gripper_fights"] or self.others:
             # The older controller still pulls to where it was told last: open.
             opening += (1.0 - opening) * (0.5 + 0.5 * np.sin(2.0 * np.pi * time.monotonic() / 1.6))
         elif self.faults["gripper_stuck"] or self.inits > 1:

@@ -154,8 +154,8 @@ impl EnvError {
                 | Self::Unavailable { .. }
                 | Self::File { .. }
                 | Self::Handshake { .. }
-                // The person beside a robot ended the run.
-                | Self::Robot { kind: "quit", .. }
+                // The person beside a robot ended the run, or another program than the robot server answers.
+                | Self::Robot { kind: "quit" | "handshake", .. }
         )
     }
 }

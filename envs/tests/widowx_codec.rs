@@ -78,6 +78,9 @@ fn every_capture_is_read_and_our_handshake_is_the_captured_one() {
         seen += 1;
     }
     assert_eq!(seen, 11, "all recorded messages");
+    let (obs, hash) = (read("obs_rep.pickle"), read("hash_rep.pickle"));
+    assert_eq!(messages::image_side(&messages::decode(&obs).unwrap()), Some(256));
+    assert_eq!(messages::image_side(&messages::decode(&hash).unwrap()), None);
 }
 
 /// Sets in one order.

@@ -189,6 +189,18 @@ fn rows() -> Vec<Row> {
         start("reset not answered", json!({"silent_at": ["reset", 1]}), &["outcome_unknown"]),
         start("move not answered", json!({"silent_at": ["move", 1]}), &["outcome_unknown"]),
         start("init not answered", json!({"silent_at": ["init", 1]}), &["outcome_unknown"]),
+        Row {
+            says: "is the camera topic right (/blue/image_raw)",
+            ..start(
+                "init answered too late",
+                json!({"delay": ["init", 1, 5.0]}),
+                &["outcome_unknown"],
+            )
+        },
+        Row {
+            says: "--test",
+            ..start("a server with --test", json!({"status": ["init", 3]}), &["test_mode"])
+        },
         row(
             "initialised by somebody else",
             json!({"reinit_quietly_at_obs": 6}),
@@ -229,6 +241,8 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
     config.limits.period_secs = 0.05;
     config.limits.hold_after = Duration::from_secs(2);
     config.limits.max_obs_age = Duration::from_secs(2);
+    let mut deadlines = quick();
+    deadlines.init = Duration::from_secs(3);
     let mut died_before = false;
     for row in rows() {
         // A process that died is started again.
@@ -240,7 +254,7 @@ fn every_row_of_the_failure_table_is_named_voids_the_trial_and_is_not_retried() 
         let (stop, session) = (EmergencyStop::default(), Session::default());
         // A gripper that is told to close, for the row that looks at it.
         let closing = row.name.contains("gripper");
-        let mut env = env(&standin, config.clone(), quick(), &stop, &session);
+        let mut env = env(&standin, config.clone(), deadlines, &stop, &session);
         if row.at_reset {
             standin.set(&row.faults);
         }
@@ -458,6 +472,42 @@ fn the_emergency_stop_ends_the_wait_for_a_server_that_stays_away() {
     assert_eq!(error.class(), "outcome_unknown", "{error}");
     assert!(error.to_string().contains("emergency stop was pressed"), "{error}");
     assert!(session.unclean().is_some());
+}
+
+#[test]
+fn a_server_that_somebody_initialised_before_is_told_and_other_parameters_are_refused() {
+    let Some(python) = python::python() else { return };
+    let _turn = turn();
+    let mut standin = StandIn::start(&python, 40.0, &json!({}));
+    let begin = |standin: &StandIn| {
+        let (stop, session) = (EmergencyStop::default(), Session::default());
+        let mut env = env(standin, config(), quick(), &stop, &session);
+        let result = reset(&mut env);
+        (result, session, env)
+    };
+    let (fresh, session, _env) = begin(&standin);
+    fresh.unwrap();
+    assert_eq!(session.known_before(), None);
+    // A second and a third run on the same process, and somebody with the same parameters between them.
+    for _ in 0..2 {
+        let (again, session, mut env) = begin(&standin);
+        again.unwrap();
+        assert!(session.known_before().is_some_and(|words| words.contains("before this run")));
+        run(&mut env, 3, Duration::from_millis(20)).unwrap();
+        other_client(&standin, config().params()).init().unwrap();
+    }
+    assert_eq!(standin.state()["inits"], 1);
+    standin.restart();
+    other_client(&standin, EnvParams::octo()).init().unwrap();
+    let (refused, session, _env) = begin(&standin);
+    let error = refused.unwrap_err();
+    assert_eq!(error.class(), "other_parameters", "{error}");
+    assert!(error.to_string().contains("two gripper controllers"), "{error}");
+    assert!(session.unclean().is_some());
+    // Nothing but `init` was sent.
+    let motions = standin.log();
+    let last = motions.iter().rev().find(|(_, key, _)| key != "obs").unwrap();
+    assert_eq!(last.1, "init");
 }
 
 #[test]

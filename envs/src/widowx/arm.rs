@@ -53,6 +53,12 @@ pub trait Arm: Send {
         Ok(true)
     }
 
+    /// Whether the server knew the robot already when `init` was last sent: somebody initialised it before, and what happened
+    /// to it since then cannot be seen.
+    fn known_before(&self) -> bool {
+        false
+    }
+
     /// Looks closer at a fault of this arm before it is told: waits for the server where that tells what happened. It sends
     /// nothing and ends at the emergency stop.
     fn diagnose(&mut self, fault: Fault) -> Fault {

@@ -8,6 +8,8 @@
 //! 3. The emergency stop is looked at before every write and during every wait.
 //! 4. A server that meets an exception closes its socket, initialises the robot (the arm moves to neutral by itself) and only
 //!    then listens again, 4 to 8 s later. [`Arm::diagnose`] tells it from one that died by waiting for the port.
+//! 5. `init` with the parameters of a robot that the server already has is a reset and leaves the size of `image` alone; with
+//!    other ones it builds a second robot. So a known robot is given another size, and a size that changes gives it away.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
@@ -27,6 +29,9 @@ pub const PORT: u16 = 5556;
 const LOOK_FOR_SERVER: Duration = Duration::from_millis(100);
 /// A server that is back within this has opened its socket anew and no more; initialising the robot takes seconds.
 const ONLY_THE_SOCKET: Duration = Duration::from_millis(600);
+/// The size that a known robot is given at `init` if it does not have it already. Only `full_image` is used.
+const MARKING_SIDES: [u32; 2] = [256, 255];
+
 /// How long each kind of request may take. The defaults are the longest times seen, with room: the first `step_action`
 /// compiles the server's kinematics (up to 10 s, before the clock of a trial starts).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,8 +94,19 @@ pub struct RobotClient {
     stop: EmergencyStop,
     connection: Option<Connection>,
     stepped: bool,
+    known_before: bool,
     /// When the server last closed the connection under a request, until it was looked into.
     closed_at: Option<Instant>,
+}
+
+/// What a server shows of its robot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Built {
+    Nothing,
+    /// The side of `image`, if it can be told.
+    Robot {
+        side: Option<u32>,
+    },
 }
 
 /// Whether a request may move the robot.
@@ -124,6 +140,7 @@ impl RobotClient {
             stop,
             connection: None,
             stepped: false,
+            known_before: false,
             closed_at: None,
         })
     }
@@ -167,6 +184,17 @@ impl RobotClient {
         let asked_at = Instant::now();
         let reply = self.exchange("obs", &messages::obs(), self.deadlines.obs, Effect::None)?;
         RobotObs::from_reply(&messages::decode(&reply)?, asked_at)
+    }
+
+    /// Which robot the server has. Nothing moves.
+    fn built(&mut self) -> Result<Built, Fault> {
+        let reply = self.exchange("obs", &messages::obs(), self.deadlines.obs, Effect::None)?;
+        let reply = messages::decode(&reply)?;
+        match RobotObs::from_reply(&reply, Instant::now()) {
+            Ok(_) => Ok(Built::Robot { side: messages::image_side(&reply) }),
+            Err(fault) if fault.kind == FaultKind::NotInitialised => Ok(Built::Nothing),
+            Err(fault) => Err(fault),
+        }
     }
 
     fn act(&mut self, name: &str, request: &Value<'_>, limit: Duration) -> Result<(), Fault> {
@@ -269,8 +297,33 @@ impl Arm for RobotClient {
         if self.connection.is_none() {
             self.hash()?;
         }
-        let params = self.params.clone();
-        self.act("init", &messages::init(&params), self.deadlines.init)
+        let before = self.built().inspect_err(|_| self.connection = None)?;
+        self.known_before = before != Built::Nothing;
+        let mut params = self.params.clone();
+        if let Built::Robot { side: Some(side) } = before {
+            let [usual, other] = MARKING_SIDES;
+            params.image_size = if side == usual { other } else { usual };
+        }
+        self.act("init", &messages::init(&params), self.deadlines.init).map_err(|mut fault| {
+            if fault.kind == FaultKind::OutcomeUnknown && self.closed_at.is_none() {
+                fault.detail = format!(
+                    "{}; is the camera topic right ({})? The server waits for its first frame",
+                    fault.detail,
+                    params.camera_topics.join(", ")
+                );
+            }
+            fault
+        })?;
+        if !matches!(before, Built::Robot { side: Some(_) }) {
+            return Ok(());
+        }
+        let after = self.built().inspect_err(|_| self.connection = None)?;
+        if after == before {
+            return Ok(());
+        }
+        self.connection = None;
+        let detail = "the server had a robot and built a second one at `init`";
+        Err(Fault::new(FaultKind::OtherParameters, detail))
     }
 
     fn reset(&mut self) -> Result<(), Fault> {
@@ -291,6 +344,10 @@ impl Arm for RobotClient {
 
     fn compiles(&self) -> bool {
         true
+    }
+
+    fn known_before(&self) -> bool {
+        self.known_before
     }
 
     fn must_wait(&self) -> bool {

@@ -186,6 +186,7 @@ pub struct Session(Arc<Mutex<SessionState>>);
 struct SessionState {
     initialised: bool,
     primed: bool,
+    known_before: bool,
     unclean: Option<Fault>,
     consent: Option<Consent>,
     warn: Option<Warn>,
@@ -197,12 +198,16 @@ pub type Warn = Arc<dyn Fn(&str) + Send + Sync>;
 /// What is said while a server that closed the connection may be initialising the robot.
 const MAY_MOVE: &str = "The trial is void: the robot server closed the connection. It may be initialising the robot again, and \
                         then the arm moves to its neutral pose by itself. KEEP CLEAR.";
+/// What is said of a server that was initialised before.
+const KNOWN_BEFORE: &str = "The robot server was initialised before this run, with the same parameters. If it met a fault or \
+                            other parameters since its start, its gripper is unreliable: restart it to be sure.";
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
         f.debug_struct("Session")
             .field("initialised", &state.initialised)
+            .field("known_before", &state.known_before)
             .field("unclean", &state.unclean)
             .finish_non_exhaustive()
     }
@@ -230,6 +235,11 @@ impl Session {
         } else {
             tracing::warn!("{words}");
         }
+    }
+
+    /// What to say of a server that knew the robot before this session initialised it; `None` for one that did not.
+    pub fn known_before(&self) -> Option<&'static str> {
+        self.state().known_before.then_some(KNOWN_BEFORE)
     }
 
     /// The fault after which the server must be restarted, if there was one and it was not yet.
@@ -436,7 +446,9 @@ impl WidowXEnv {
         self.arm.arm(consent)?;
         if !self.session.state().initialised {
             self.arm.init()?;
-            self.session.state().initialised = true;
+            let mut session = self.session.state();
+            session.initialised = true;
+            session.known_before |= self.arm.known_before();
         }
         let [x, y, z, ..] = self.config.params().start_state;
         self.arm.reset([x, y, z])?;

@@ -41,6 +41,10 @@ pub enum FaultKind {
     Reinitialised,
     /// A request was answered far too late: the server did something else before it, or stalled.
     ServerBusy,
+    /// `init` built a second robot in the server: the first one has other parameters.
+    OtherParameters,
+    /// The server runs with `--test` and has no robot.
+    TestMode,
     /// The arm does not go where it is told.
     NotFollowing,
     /// The gripper does not do what it is told.
@@ -63,7 +67,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::NoConnection,
         Self::Handshake,
         Self::OutcomeUnknown,
@@ -76,6 +80,8 @@ impl FaultKind {
         Self::StaleObservation,
         Self::Reinitialised,
         Self::ServerBusy,
+        Self::OtherParameters,
+        Self::TestMode,
         Self::NotFollowing,
         Self::GripperNotFollowing,
         Self::OutsideWorkspace,
@@ -102,6 +108,8 @@ impl FaultKind {
             Self::StaleObservation => "stale_observation",
             Self::Reinitialised => "reinitialised",
             Self::ServerBusy => "server_busy",
+            Self::OtherParameters => "other_parameters",
+            Self::TestMode => "test_mode",
             Self::NotFollowing => "not_following",
             Self::GripperNotFollowing => "gripper_not_following",
             Self::OutsideWorkspace => "outside_workspace",
@@ -128,6 +136,8 @@ impl FaultKind {
                 | Self::CameraFrozen
                 | Self::Reinitialised
                 | Self::ServerBusy
+                | Self::OtherParameters
+                | Self::TestMode
                 | Self::GripperNotFollowing
         )
     }
@@ -163,6 +173,13 @@ impl FaultKind {
             Self::ServerBusy => {
                 "Somebody else used the robot server meanwhile, or it stalled: the arm may be elsewhere than we believe, and may \
                  still move. Make sure that nobody else uses it, restart the robot server, then go on."
+            }
+            Self::OtherParameters => {
+                "Somebody initialised the robot before with other parameters: two gripper controllers run inside of the server \
+                 now. Restart the robot server, then go on."
+            }
+            Self::TestMode => {
+                "This robot server was started with --test and drives no robot. Start it without --test, then go on."
             }
             Self::ExecutionFailed => {
                 "A motor was overloaded or the server refused: look for what the arm ran into, restart the robot server, then \
@@ -223,9 +240,6 @@ impl Fault {
 impl From<Fault> for EnvError {
     fn from(fault: Fault) -> Self {
         match fault.kind {
-            FaultKind::Handshake => {
-                Self::Handshake { detail: format!("{} {}", fault.detail, fault.kind.remedy()) }
-            }
             FaultKind::MoveRefused => Self::Config {
                 detail: format!("move there: {}. {}", fault.detail, fault.kind.remedy()),
             },

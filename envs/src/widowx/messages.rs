@@ -149,6 +149,20 @@ fn array(shape: &[usize], values: &[f64]) -> Value<'static> {
     Array::of_f64(shape, values).map_or(Value::None, Value::Array)
 }
 
+/// Side of the pictures in an observation's `image` (float32, `[cameras, 3 S S]`), pixels. The server fixes it when it builds
+/// a robot, and keeps it when `init` repeats the parameters of the robot that it has.
+pub fn image_side(reply: &Value<'_>) -> Option<u32> {
+    let Some(Value::Array(Array { dtype: DType::Float(4), shape, .. })) = reply.get("image") else {
+        return None;
+    };
+    let &[_, values] = &shape[..] else { return None };
+    let side = (values / 3).isqrt();
+    if side == 0 || 3 * side * side != values {
+        return None;
+    }
+    u32::try_from(side).ok()
+}
+
 /// What the server is told at `init`. It must be the same in every session of one server process: other parameters make it
 /// build a second robot beside the first.
 #[derive(Clone, Debug, PartialEq)]
@@ -240,13 +254,18 @@ pub fn check_hash(reply: &Value<'_>) -> Result<(), Fault> {
 /// Checks the answer to an action: 1 is success.
 ///
 /// # Errors
-/// [`FaultKind::ExecutionFailed`] (2), [`FaultKind::NotInitialised`] (3), [`FaultKind::BadReply`].
+/// [`FaultKind::ExecutionFailed`] (2), [`FaultKind::NotInitialised`] (3), [`FaultKind::TestMode`] (3 to `init` itself),
+/// [`FaultKind::BadReply`].
 pub fn check_status(request: &str, reply: &Value<'_>) -> Result<(), Fault> {
     match reply.get("status").and_then(Value::as_int) {
         Some(1) => Ok(()),
         Some(2) => Err(Fault::new(
             FaultKind::ExecutionFailed,
             format!("the server answers EXECUTION_FAILURE to `{request}`"),
+        )),
+        Some(3) if request == "init" => Err(Fault::new(
+            FaultKind::TestMode,
+            "the server answers NOT_INITIALIZED to `init` itself",
         )),
         Some(3) => Err(Fault::new(
             FaultKind::NotInitialised,

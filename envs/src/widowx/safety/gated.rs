@@ -191,6 +191,11 @@ impl GatedArm {
         self.arm.is_fresh()
     }
 
+    /// As [`Arm::known_before`].
+    pub fn known_before(&self) -> bool {
+        self.arm.known_before()
+    }
+
     /// As [`Arm::must_wait`].
     pub fn must_wait(&self) -> bool {
         self.arm.must_wait()
