@@ -5,7 +5,7 @@
 
 mod said;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -179,8 +179,8 @@ fn what_cannot_run_as_asked_exits_with_2_and_says_why() {
     }
 }
 
-/// The stand-in robot server, or `None` after saying why there is none.
-fn standin() -> Option<(Child, u16)> {
+/// The stand-in robot server at a port (0 takes any), or `None` after saying why there is none.
+fn standin(port: u16) -> Option<(Child, u16)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let python = root.join(".simloop/widowx/bin/python");
     let works = Command::new(&python).args(["-c", "import lz4.frame, numpy, zmq"]).output();
@@ -193,7 +193,7 @@ fn standin() -> Option<(Child, u16)> {
     let mut child = Command::new(python)
         .arg("-B")
         .arg(root.join("envs/python/widowx_standin.py"))
-        .args(["--speed", "50"])
+        .args(["--speed", "50", "--port", &port.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -208,7 +208,7 @@ fn standin() -> Option<(Child, u16)> {
 
 #[test]
 fn trials_against_the_robot_server_over_the_wire() {
-    let Some((mut server, port)) = standin() else { return };
+    let Some((mut server, port)) = standin(0) else { return };
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("run");
     let port = port.to_string();
@@ -227,10 +227,16 @@ fn trials_against_the_robot_server_over_the_wire() {
         BOX,
     ];
     let output = run(&folder, &args, "a\nsa\nf");
+    // The same once more on the same server: it runs, and what is not known of the server is said.
+    let again = run(&dir.path().join("again"), &args, "a\nsa\nf");
     server.kill().unwrap();
     server.wait().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    assert!(text(&output).contains("1 of 2 episodes succeeded"), "{}", text(&output));
+    for (output, known) in [(&output, false), (&again, true)] {
+        assert_eq!(output.status.code(), Some(0), "{}", text(output));
+        assert!(text(output).contains("1 of 2 episodes succeeded"), "{}", text(output));
+        let said = text(output).contains("initialised before this run");
+        assert_eq!(said, known, "{}", text(output));
+    }
     for label in lines(&folder.join("labels.jsonl")) {
         assert_eq!(label["steps"], 8);
         let steps = lines(&folder.join(label["trajectory"].as_str().unwrap()));
@@ -239,6 +245,61 @@ fn trials_against_the_robot_server_over_the_wire() {
         // Late is what a busy machine makes of it; early would be an error.
         assert!(periods.iter().all(|period| *period > 0.15), "{periods:?}");
     }
+}
+
+#[test]
+fn a_server_that_is_not_back_yet_uses_up_no_attempt() {
+    let Some((mut server, port)) = standin(0) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("run");
+    let port_text = port.to_string();
+    let args = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &port_text,
+        "--policy",
+        "hold",
+        "--trials",
+        "1",
+        "--max-attempts",
+        "1",
+        "--max-steps",
+        "3",
+        "--workspace",
+        BOX,
+    ];
+    let mut child = bench(&folder, &args).stderr(Stdio::null()).spawn().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    let mut screen = BufReader::new(child.stdout.take().unwrap());
+    let mut until = |word: &str| {
+        let mut said = String::new();
+        while !said.contains(word) {
+            assert_ne!(screen.read_line(&mut said).unwrap(), 0, "{said}");
+        }
+        said
+    };
+    until("[a] arm");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    for _ in 0..3 {
+        keys.write_all(b"a").unwrap();
+        let said = until("[a] arm");
+        assert!(said.contains("Nothing moved: no_connection"), "{said}");
+    }
+    let (mut server, _) = standin(port).unwrap();
+    keys.write_all(b"a\ns").unwrap();
+    drop(keys);
+    let mut rest = String::new();
+    screen.read_to_string(&mut rest).unwrap();
+    let status = child.wait().unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(status.code(), Some(0), "{rest}");
+    let labels = lines(&folder.join("labels.jsonl"));
+    assert_eq!(labels.len(), 1, "{labels:?}");
+    assert_eq!((&labels[0]["attempt"], &labels[0]["verdict"]), (&1.into(), &"success".into()));
+    assert_eq!(lines(&folder.join("ledger.jsonl"))[0]["attempts"], 1);
 }
 
 /// A simulated arm that is armed and in its first trial of `trials`, and the operator's keyboard.

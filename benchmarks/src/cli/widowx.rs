@@ -168,8 +168,9 @@ impl WidowXArgs {
     fn config(&self) -> WidowXConfig {
         let mut limits = Limits::at_5_hz(self.workspace);
         limits.max_obs_age = Duration::from_millis(self.max_obs_age_ms);
-        // Whoever allows older observations allows longer silence; never less than two periods.
+        // Whoever allows older observations allows longer silence and later answers; never less than the defaults.
         limits.hold_after = limits.hold_after.max(limits.max_obs_age);
+        limits.max_answer = limits.max_answer.max(limits.max_obs_age);
         for (limit, given) in
             [(&mut limits.speed, self.max_speed), (&mut limits.acceleration, self.max_acceleration)]
         {
@@ -242,6 +243,7 @@ pub(super) fn run(args: &WidowXArgs) -> Result<ExitCode, BenchError> {
         unattended: args.unattended,
         videos: !args.no_videos,
         robot,
+        session: simloop_envs::widowx::Session::default(),
     };
     suite.env.validate()?;
     let (stop, run) = stop_on_signals()?;
@@ -276,7 +278,7 @@ pub(super) fn run(args: &WidowXArgs) -> Result<ExitCode, BenchError> {
     }
     let keys = Keys::listen(stop.clone());
     let station = Arc::new(Station::new(keys, stop, run.clone(), &operator));
-    let dry = suite.robot == Robot::DryRun;
+    let (dry, session) = (suite.robot == Robot::DryRun, suite.session.clone());
     let mut built = suite.build(&station)?;
     let started = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
     let result = match runner::run(&mut built, &options, None, &run) {
@@ -289,7 +291,14 @@ pub(super) fn run(args: &WidowXArgs) -> Result<ExitCode, BenchError> {
         Err(error) => return Err(error),
     };
     drop(station);
-    finish(&options, &result, &started, args, &operator, dry)
+    let mut notes = Vec::new();
+    if dry {
+        notes.push(
+            "A dry run: nothing was sent to a robot. It says nothing about the policy.".to_owned(),
+        );
+    }
+    notes.extend(session.known_before().map(str::to_owned));
+    finish(&options, &result, &started, args, &operator, notes)
 }
 
 fn recorded(options: &RunOptions) -> Result<RunResult, BenchError> {
@@ -312,7 +321,7 @@ fn finish(
     started: &str,
     args: &WidowXArgs,
     operator: &str,
-    dry: bool,
+    mut notes: Vec<String>,
 ) -> Result<ExitCode, BenchError> {
     if result.fresh > 0 {
         append_session(
@@ -325,12 +334,6 @@ fn finish(
                 decision_times: result.decision_times,
             },
         )?;
-    }
-    let mut notes = Vec::new();
-    if dry {
-        notes.push(
-            "A dry run: nothing was sent to a robot. It says nothing about the policy.".to_owned(),
-        );
     }
     if result.interrupted {
         notes.push("The run was interrupted; --resume goes on with it.".to_owned());

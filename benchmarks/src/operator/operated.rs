@@ -5,7 +5,8 @@
 //!    seen and what to do; after an emergency stop only the key to arm again releases it.
 //! 2. The verdict ends the episode: by a key while it runs, or asked for at its last step. A partial success counts as a
 //!    failure with credit (`credit` among the metrics).
-//! 3. Void and fault are errors of the attempt: the runner starts the trial again, up to its number of attempts.
+//! 3. Void and fault are errors of the attempt: the runner starts the trial again, up to its number of attempts. A server that
+//!    is not there, was not restarted or has no robot is no attempt: nothing moved, and the operator is asked again.
 //! 4. Everything is written before the runner hears of it: video, trajectory, gate log, label.
 
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ use super::station::{Answer, Station};
 use crate::BenchError;
 use crate::ledger::file_stem;
 use crate::video::video_stem;
+
+/// The faults of a `reset` that moved nothing, and that the operator can mend.
+const NOT_BEGUN: [&str; 3] = ["no_connection", "not_restarted", "test_mode"];
 
 /// The name of the error by which an operator ends the run.
 pub const QUIT: &str = "quit";
@@ -90,8 +94,13 @@ impl OperatedEnv {
         robot(QUIT, "the operator ended the run")
     }
 
-    /// Asks for everything that must be answered before the arm may move.
-    fn consent(&mut self, number: u32, attempt: u32) -> Result<(), EnvError> {
+    /// Asks for everything that must be answered before the arm may move. `refused` is why it did not, at the last consent.
+    fn consent(
+        &mut self,
+        number: u32,
+        attempt: u32,
+        refused: Option<&str>,
+    ) -> Result<(), EnvError> {
         let operator = self.station.operator().to_owned();
         if self.options.unattended {
             self.session.consent(Consent::of(&operator));
@@ -103,8 +112,10 @@ impl OperatedEnv {
             screen.live = false;
             screen.facts.clear();
         });
+        let mut refused = refused.map(|why| format!("Nothing moved: {why} ")).unwrap_or_default();
         if let Some(fault) = self.session.unclean() {
-            let words = format!("The last trial is void: {fault}");
+            let words = format!("{refused}The last trial is void: {fault}");
+            refused.clear();
             if self.station.ask(&words, &[('r', "the server was restarted")]) == Answer::Quit {
                 return Err(self.quit());
             }
@@ -112,15 +123,16 @@ impl OperatedEnv {
         let stopped = self.station.stop().is_pressed();
         let words = if stopped {
             format!(
-                "Emergency stop, pressed by {}. {} Arming releases it: the arm moves by itself, gripper open, to neutral and \
-                 to the start.",
+                "{refused}Emergency stop, pressed by {}. {} Arming releases it: the arm moves by itself, gripper open, to \
+                 neutral and to the start.",
                 self.station.stop().by(),
                 FaultKind::EmergencyStop.remedy()
             )
         } else {
-            "The arm will move by itself: gripper open, to neutral and to the start. No limit holds for these motions of the \
-             server. Keep clear."
-                .to_owned()
+            format!(
+                "{refused}The arm will move by itself: gripper open, to neutral and to the start. No limit holds for these \
+                 motions of the server. Keep clear."
+            )
         };
         match self.station.ask(&words, &[('a', "arm")]) {
             Answer::Key('a') => {
@@ -323,7 +335,7 @@ impl Env for OperatedEnv {
             *attempt += 1;
             *attempt
         };
-        self.consent(number, attempt)?;
+        self.consent(number, attempt, None)?;
         // The robot's own tasks have no names: the instruction is the task.
         let options = ResetOptions { task: None, ..options.clone() };
         let max_steps = self.env.spec().max_episode_steps.unwrap_or(0);
@@ -347,7 +359,21 @@ impl Env for OperatedEnv {
             events: Vec::new(),
             recorder,
         });
-        let begun = self.env.reset(seed, &options);
+        let begun = loop {
+            match self.env.reset(seed, &options) {
+                Err(EnvError::Robot { kind, detail })
+                    if NOT_BEGUN.contains(&kind) && !self.options.unattended =>
+                {
+                    let why = format!("{kind}: {detail}");
+                    self.station.say(&why);
+                    if let Err(quit) = self.consent(number, attempt, Some(&why)) {
+                        self.trial = None;
+                        return Err(quit);
+                    }
+                }
+                begun => break begun,
+            }
+        };
         match begun {
             Ok((obs, info)) => {
                 self.collect();

@@ -193,6 +193,19 @@ impl Station {
         });
     }
 
+    /// Something that the person here must hear now, while nobody asks anything.
+    pub fn warn(&self, words: &str) {
+        if self.ansi {
+            self.update(|screen| {
+                screen.live = true;
+                words.clone_into(&mut screen.prompt);
+                screen.keys.clear();
+            });
+        } else {
+            tracing::warn!("{words}");
+        }
+    }
+
     /// A line for the log of a plain terminal; the live view says the same in its own way.
     pub fn say(&self, line: &str) {
         if self.ansi {

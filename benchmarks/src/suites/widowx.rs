@@ -86,6 +86,8 @@ pub struct WidowXSuite {
     pub unattended: bool,
     /// Whether videos are made.
     pub videos: bool,
+    /// What is known of the robot server, for as long as the run lasts.
+    pub session: Session,
 }
 
 impl WidowXSuite {
@@ -219,7 +221,13 @@ impl WidowXSuite {
     }
 
     fn factory(&self, options: OperatedOptions, station: Arc<Station>) -> EnvFactory {
-        let (session, attempts) = (Session::default(), Arc::default());
+        let (session, attempts) = (self.session.clone(), Arc::default());
+        let (told, known_told) = (Arc::downgrade(&station), Arc::new(AtomicBool::new(false)));
+        session.on_warning(Arc::new(move |words: &str| {
+            if let Some(station) = told.upgrade() {
+                station.warn(words);
+            }
+        }));
         let this = self.clone();
         Arc::new(move |_: EnvId| {
             let stop = station.stop().clone();
@@ -232,14 +240,21 @@ impl WidowXSuite {
             let asked = Arc::clone(&station);
             let unattended = this.unattended;
             let posed = AtomicBool::new(false);
+            let (server, known_told) = (session.clone(), Arc::clone(&known_told));
             let ready = move |obs: &RobotObs| {
                 const KEYS: [(char, &str); 1] = [('\n', "start")];
                 if unattended {
                     return Ok(true);
                 }
                 if !posed.swap(true, Ordering::SeqCst) {
-                    let words = "The arm stands at its start. Set the scene, step back, and start the trial.";
-                    asked.pose(words, &KEYS);
+                    let known = server.known_before();
+                    let known = known.filter(|_| !known_told.swap(true, Ordering::SeqCst));
+                    let words = format!(
+                        "{}{}The arm stands at its start. Set the scene, step back, and start the trial.",
+                        known.unwrap_or_default(),
+                        if known.is_some() { " " } else { "" }
+                    );
+                    asked.pose(&words, &KEYS);
                 }
                 asked.show(obs.frame(None)?);
                 let Some(answer) = asked.answer(&KEYS) else { return Ok(false) };
