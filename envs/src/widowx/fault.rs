@@ -1,4 +1,18 @@
 //! What can go wrong with the robot, by name, and what the operator must do.
+//!
+//! | event at bridge_data_robot a902e5b | fault |
+//! |---|---|
+//! | motor effort in `step_action`, or another client's malformed request: the server closes its port, initialises the robot (the arm moves to neutral by itself) and opens the port again 4 to 8 s later | [`OutcomeUnknown`](FaultKind::OutcomeUnknown) under a step, [`NoObservation`](FaultKind::NoObservation) under an observation; the detail says so |
+//! | no camera frame for 1 s | the same |
+//! | the process ends: its port stays closed for 15 s | [`ServerDied`](FaultKind::ServerDied) |
+//! | a reply that does not come | [`OutcomeUnknown`](FaultKind::OutcomeUnknown), [`NoObservation`](FaultKind::NoObservation) |
+//! | somebody else's `reset` or `init` with our parameters before our request: an answer after more than 1.5 s | [`ServerBusy`](FaultKind::ServerBusy) |
+//! | the robot is initialised by somebody else between two requests | [`Reinitialised`](FaultKind::Reinitialised), by the hand's jump |
+//! | it was initialised with other parameters before our `init` | [`OtherParameters`](FaultKind::OtherParameters) |
+//! | two gripper controllers after either | [`GripperNotFollowing`](FaultKind::GripperNotFollowing) |
+//! | motor effort in `move` | [`ExecutionFailed`](FaultKind::ExecutionFailed) |
+//! | status 3 to `init` (`--test`), to anything else | [`TestMode`](FaultKind::TestMode), [`NotInitialised`](FaultKind::NotInitialised) |
+//! | no solution for a goal: status 1, nothing moves | [`NotFollowing`](FaultKind::NotFollowing) |
 
 use std::fmt;
 
