@@ -81,6 +81,20 @@ fn numbers_without_images_and_single_numbers_are_written_too() {
 }
 
 #[test]
+fn a_second_writer_of_one_data_set_is_refused_and_spoils_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("toys");
+    let mut writer = LerobotWriter::create(&path, &toy_spec(), "toy").unwrap();
+    writer.push(&toy_episode(0, 4)).unwrap();
+    let second = LerobotWriter::create(&path, &toy_spec(), "toy").unwrap_err().to_string();
+    assert!(second.contains("another process is writing there"), "{second}");
+    writer.push(&toy_episode(1, 4)).unwrap();
+    writer.finish().unwrap();
+    let source = Lerobot::open(&path, &LerobotOptions::default()).unwrap();
+    assert!((0..2).all(|episode| source.read(episode, true).is_ok()));
+}
+
+#[test]
 fn an_unfinished_data_set_is_not_there_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("toys");

@@ -12,7 +12,7 @@
 //! 4. `stats/*` columns of the episode table, which only lerobot's editing tools read, are not written.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,14 +67,45 @@ struct DataFile {
     rows: Rows<BufWriter<File>>,
 }
 
-/// A folder that is removed unless it was renamed.
+/// A folder of this process that is removed unless it was renamed.
 #[derive(Debug)]
-struct Partial(PathBuf);
+struct Partial {
+    path: PathBuf,
+    /// Locked for as long as it is open: another process neither writes here nor removes it.
+    lock: File,
+}
+
+impl Partial {
+    /// Begins `path` anew; what a killed process left there is removed.
+    fn create(path: PathBuf) -> Result<Self, DataError> {
+        let busy = |path: &Path| {
+            DataError::unsupported(format!(
+                "write into `{}`: another process is writing there; wait for it, or choose another name",
+                path.display()
+            ))
+        };
+        let lock = |path: &Path| {
+            let folder = File::open(path).map_err(DataError::io("open", path))?;
+            match folder.try_lock() {
+                Ok(()) => Ok(folder),
+                Err(TryLockError::WouldBlock) => Err(busy(path)),
+                Err(TryLockError::Error(e)) => Err(DataError::io("lock", path)(e)),
+            }
+        };
+        if path.exists() {
+            let _held = lock(&path)?;
+            fs::remove_dir_all(&path).map_err(DataError::io("remove", &path))?;
+        }
+        fs::create_dir_all(&path).map_err(DataError::io("create", &path))?;
+        Ok(Self { lock: lock(&path)?, path })
+    }
+}
 
 impl Drop for Partial {
     fn drop(&mut self) {
         // After the rename there is nothing here; before it, what is left is of no use.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
+        let _ = self.lock.unlock();
     }
 }
 
@@ -109,15 +140,12 @@ impl LerobotWriter {
             DataError::unsupported(format!("write `{}`: it names no folder", target.display()))
         })?;
         let partial = target.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        // What a killed run left.
-        if partial.exists() {
-            fs::remove_dir_all(&partial).map_err(DataError::io("remove", &partial))?;
-        }
-        fs::create_dir_all(partial.join("meta/episodes/chunk-000"))
-            .map_err(DataError::io("create", &partial))?;
+        let partial = Partial::create(partial)?;
+        let meta = partial.path.join("meta/episodes/chunk-000");
+        fs::create_dir_all(&meta).map_err(DataError::io("create", &meta))?;
         Ok(Self {
             target: target.to_owned(),
-            partial: Partial(partial),
+            partial,
             proprio: NumberSummary::new(spec.proprio.len()),
             action: NumberSummary::new(spec.action.len()),
             images: spec.cameras.keys().map(|c| (c.clone(), ImageSummary::default())).collect(),
@@ -208,14 +236,15 @@ impl LerobotWriter {
             return Err(DataError::unsupported("write a data set without an episode"));
         }
         self.close_data()?;
-        let meta = self.partial.0.join("meta");
+        let meta = self.partial.path.join("meta");
         self.write_episodes(&meta.join("episodes/chunk-000/file-000.parquet"))?;
         self.write_tasks(&meta.join("tasks.parquet"))?;
         write_json(&meta.join("stats.json"), &self.stats())?;
         write_json(&meta.join("info.json"), &self.info())?;
         // The name must not come to stand for files that are still on their way to the disk.
-        sync_tree(&self.partial.0)?;
-        fs::rename(&self.partial.0, &self.target).map_err(DataError::io("rename", &self.target))?;
+        sync_tree(&self.partial.path)?;
+        fs::rename(&self.partial.path, &self.target)
+            .map_err(DataError::io("rename", &self.target))?;
         if let Some(parent) = self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
             sync(parent)?;
         }
@@ -263,7 +292,7 @@ impl LerobotWriter {
     fn open_data(&mut self) -> Result<(), DataError> {
         let place = self.next_file;
         let (chunk, file) = place;
-        let path = self.partial.0.join(format!("data/chunk-{chunk:03}/file-{file:03}.parquet"));
+        let path = self.partial.path.join(format!("data/chunk-{chunk:03}/file-{file:03}.parquet"));
         let mut fields: Vec<Type> = Vec::new();
         for (key, width) in self.vectors() {
             fields.push(if width == 1 {
