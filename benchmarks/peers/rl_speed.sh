@@ -23,6 +23,7 @@ for ((round = 1; round <= rounds; round++)); do
         "$python" benchmarks/peers/rl_speed.py --algo $algo --seconds "$seconds" | tail -n 1 >>"$log"
         "$target/release/examples/rl_speed" --algo $algo --seconds "$seconds" >>"$log"
     done
+    "$target/release/examples/rl_speed" --algo sac --seconds "$seconds" --bf16 >>"$log"
 done
 "$python" - "$log" <<'PY'
 import json, os, statistics, sys
@@ -33,12 +34,12 @@ rate = lambda algo, engine: middle(algo, engine, lambda r: r["env_steps"] / r["c
 print("| algorithm | engine (parameters) | env steps per CPU-second | ratio | µs per env step: env / inference / update / rest |")
 print("|---|---|---|---|---|")
 for algo in ("ppo", "sac"):
-    for engine in ("sb3", "simloop"):
+    for engine in ("sb3", "simloop", *(["simloop, bf16"] if algo == "sac" else [])):
         parts = [middle(algo, engine, lambda r: r[k] / r["env_steps"] * 1e6) for k in ("env_s", "inference_s", "update_s")]
         whole = middle(algo, engine, lambda r: r["cpu_s"] / r["env_steps"] * 1e6)
         size = next(r["parameters"] for r in runs if (r["algo"], r["engine"]) == (algo, engine))
         cells = " / ".join(f"{p:,.0f}" for p in [*parts, whole - sum(parts)])
         print(f"| {algo.upper()} | {engine} ({size:,}) | {rate(algo, engine):,.0f} | "
               f"{rate(algo, engine) / rate(algo, 'sb3'):.1f} | {cells} |")
-print(f"\n{len(runs) // 4} rounds. Load when finished: {os.getloadavg()[0]:.1f}.")
+print(f"\n{len(runs) // 5} rounds. Load when finished: {os.getloadavg()[0]:.1f}.")
 PY

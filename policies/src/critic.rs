@@ -21,11 +21,18 @@ pub struct CriticConfig {
     /// LayerNorm before each activation: keeps Q-functions from running away on actions that nobody tried (RLPD, Ball et
     /// al. 2023, arXiv 2302.02948).
     pub layer_norm: bool,
+    /// Layers between hidden ones multiply in bf16, their parameters stay f32: faster on a CPU with AMX or on a GPU.
+    pub bf16: bool,
 }
 
 impl Default for CriticConfig {
     fn default() -> Self {
-        Self { hidden: vec![256, 256], activation: Activation::Silu, layer_norm: false }
+        Self {
+            hidden: vec![256, 256],
+            activation: Activation::Silu,
+            layer_norm: false,
+            bf16: false,
+        }
     }
 }
 
@@ -49,7 +56,8 @@ impl Tower {
         let mut width = inputs;
         for (i, &next) in config.hidden.iter().chain(&[1]).enumerate() {
             let scope = scope.sub(i);
-            let linear = Linear::new(&scope, width, next);
+            let between = i > 0 && i < config.hidden.len();
+            let linear = Linear::new(&scope, width, next).in_bf16(config.bf16 && between);
             let norm = (config.layer_norm && i < config.hidden.len())
                 .then(|| LayerNorm::new(&scope.sub("norm"), next, 1e-5));
             layers.push((linear, norm));
@@ -69,6 +77,9 @@ impl Tower {
                     x = norm.forward(&x);
                 }
                 x = self.activation.consume(x);
+                if i + 1 == last {
+                    x = x.to_kind(Kind::Float);
+                }
             }
         }
         x.squeeze_dim(-1)

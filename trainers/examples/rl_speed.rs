@@ -34,6 +34,9 @@ struct Args {
     /// CPU time to measure.
     #[arg(long, default_value_t = 30.0)]
     seconds: f64,
+    /// Hidden layers multiply in bf16 (SAC).
+    #[arg(long)]
+    bf16: bool,
 }
 
 /// What both algorithms have in common; Stable-Baselines3's constants where none is given.
@@ -78,10 +81,12 @@ const SAC: &str = r#"
     hidden = [256, 256]
     activation = "relu"
     squash = true
+    bf16 = BF16
 
     [critic]
     hidden = [256, 256]
     activation = "relu"
+    bf16 = BF16
 
     [sac]
     gamma = 0.99
@@ -200,6 +205,7 @@ fn main() -> Result<()> {
         other => bail!("measure `{other}`: the algorithms are `ppo` and `sac`"),
     };
     let text = format!("{}{own}", COMMON.replace("DECISIONS", &decisions.to_string()));
+    let text = text.replace("BF16", &args.bf16.to_string());
     let config: RlConfig = toml::from_str(&text).context("read the settings")?;
     tch::set_num_threads(config.threads);
     let place = Place::new(&config.env, false)?;
@@ -256,7 +262,7 @@ fn main() -> Result<()> {
     let parameters = learner.parameters();
     let line = serde_json::json!({
         "algo": args.algo,
-        "engine": "simloop",
+        "engine": if args.bf16 { "simloop, bf16" } else { "simloop" },
         "parameters": parameters,
         "env_steps": spent.steps,
         "cpu_s": cpu,

@@ -68,6 +68,7 @@ impl SteeredHead {
             state_dependent_std: false,
             init_std: 1.0,
             squash: false,
+            bf16: false,
         };
         let place = scope.sub(NOISE);
         let noise = GaussianHead::new(&place, &gaussian, shape)?;

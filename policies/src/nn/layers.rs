@@ -388,6 +388,14 @@ impl Mlp {
         Self { layers, activation }
     }
 
+    /// Whether all layers but the first compute in bf16, as [`Linear::in_bf16`]; what comes out is bf16 then.
+    #[must_use]
+    pub fn in_bf16(mut self, on: bool) -> Self {
+        let layers = self.layers.into_iter().enumerate();
+        self.layers = layers.map(|(i, layer)| layer.in_bf16(on && i > 0)).collect();
+        self
+    }
+
     /// `[.., in] -> [.., out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let mut x = x.shallow_clone();

@@ -193,6 +193,8 @@ pub struct AdamW {
     exp_avg_sq: Tensor,
     /// What was accumulated: one per parameter, not defined where the loss does not depend on it; empty for nothing.
     grads: Vec<Tensor>,
+    /// Their norm, where [`AdamW::broken`] has measured it.
+    norm: Option<f64>,
     step: u64,
     parts: Vec<Part>,
 }
@@ -240,7 +242,17 @@ impl AdamW {
             })
             .collect();
         let params = params.clone();
-        Ok(Self { config, params, flat, exp_avg, exp_avg_sq, grads: Vec::new(), step: 0, parts })
+        Ok(Self {
+            config,
+            params,
+            flat,
+            exp_avg,
+            exp_avg_sq,
+            grads: Vec::new(),
+            norm: None,
+            step: 0,
+            parts,
+        })
     }
 
     /// Its settings.
@@ -291,6 +303,7 @@ impl AdamW {
     /// Adds what [`Self::accumulate`] adds, gradients at hand.
     fn add(&mut self, grads: Vec<Tensor>) {
         let _guard = tch::no_grad_guard();
+        self.norm = None;
         if self.grads.is_empty() {
             self.grads = grads;
             return;
@@ -308,6 +321,7 @@ impl AdamW {
     /// Forgets what was accumulated.
     pub fn discard(&mut self) {
         self.grads.clear();
+        self.norm = None;
     }
 
     /// The accumulated gradient of each parameter, by name; copies.
@@ -321,14 +335,18 @@ impl AdamW {
 
     /// What is not finite of what was accumulated, if anything: for learners of several optimizers that move together or
     /// not at all.
-    pub fn broken(&self) -> Option<String> {
+    pub fn broken(&mut self) -> Option<String> {
         let _guard = tch::no_grad_guard();
-        let bad = |grad: &Tensor| grad.defined() && !norm(grad).is_finite();
-        let slots = self.flat.slots().iter().zip(&self.grads);
-        slots
-            .filter(|(_, grad)| bad(grad))
-            .map(|(slot, _)| format!("the gradient of `{}`", slot.name))
-            .next()
+        let mut squares = 0.0;
+        for (slot, grad) in self.flat.slots().iter().zip(&self.grads) {
+            let square = if grad.defined() { norm(grad).powi(2) } else { 0.0 };
+            if !square.is_finite() {
+                return Some(format!("the gradient of `{}`", slot.name));
+            }
+            squares += square;
+        }
+        self.norm = Some(squares.sqrt());
+        None
     }
 
     /// One update at learning rate `lr` by what was accumulated; what was accumulated is then forgotten. Nothing
@@ -337,6 +355,7 @@ impl AdamW {
         let _guard = tch::no_grad_guard();
         let mut grads = std::mem::take(&mut self.grads);
         if grads.is_empty() {
+            self.norm = None;
             return Step::Applied { grad_norm: 0.0 };
         }
         let on_cpu = self.flat.device() == Device::Cpu;
@@ -347,8 +366,9 @@ impl AdamW {
             grads = self.parts.iter().map(part).collect();
         }
         // As `clip_grad_norm_`: the norm of norms.
-        let squares = grads.iter().filter(|g| g.defined()).map(|g| norm(g).powi(2));
-        let grad_norm = squares.sum::<f64>().sqrt();
+        let grad_norm = self.norm.take().unwrap_or_else(|| {
+            grads.iter().filter(|g| g.defined()).map(|g| norm(g).powi(2)).sum::<f64>().sqrt()
+        });
         if !grad_norm.is_finite() {
             return Step::Dropped { tensor: self.first_non_finite(&grads) };
         }
