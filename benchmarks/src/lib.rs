@@ -39,8 +39,7 @@ pub mod smoke;
 pub mod suites;
 pub mod summary;
 pub mod timing;
-pub mod video;
 pub mod videos;
 
 pub use error::BenchError;
-pub use simloop_trainers::{cpu, stats};
+pub use simloop_trainers::{cpu, stats, video};

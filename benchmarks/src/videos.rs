@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ndarray::Array2;
 use simloop_envs::{Env, EnvFactory, EnvId, ResetRequest};
 use simloop_trainers::stop::StopFlag;
-use simloop_trainers::{EpisodeRecord, Status, TraceHash};
+use simloop_trainers::video::{
+    VideoError, VideoFormat, VideoWriter, film as again, thumbnail_png, video_stem,
+};
+use simloop_trainers::{EpisodeRecord, Status};
 
 use crate::BenchError;
 use crate::ledger::actions_path;
-use crate::video::{VideoFormat, VideoWriter, thumbnail_png, video_stem};
 
 /// A video that was made.
 #[derive(Clone, Debug)]
@@ -138,33 +140,21 @@ fn film_one(
         Some(env) => env,
         None => slot.insert((filming.viewer)(id)?),
     };
-    let video = |e: crate::video::VideoError| BenchError::folder(filming.dir, e.to_string());
+    let video = |e: VideoError| BenchError::folder(filming.dir, e.to_string());
     let mut writer =
         VideoWriter::create(&filming.dir.join("videos"), filming.fps, VideoFormat::default())
             .map_err(video)?;
-    let mut trace = TraceHash::default();
-    let (obs, _) = env.reset(begin.request.seed, &begin.request.options)?;
-    trace.reset(&obs);
-    let mut last = env.render()?;
-    let nothing = || BenchError::usage("render it: this environment shows nothing to people");
-    writer.push(last.as_ref().ok_or_else(nothing)?).map_err(video)?;
-    for action in actions.outer_iter() {
-        let step = env.step(action, false)?;
-        trace.step(action.iter(), &step);
-        last = env.render()?;
-        writer.push(last.as_ref().ok_or_else(nothing)?).map_err(video)?;
-    }
-    if trace.finish() != record.trace {
-        // The writer is dropped: no file may pass for the episode it does not show.
-        return Err(BenchError::usage(
-            "reproduce it: simulated again from the ledger it went another way; has the simulator changed?",
-        ));
-    }
+    let last = again(env.as_mut(), &begin.request, actions.view(), &record.trace, &mut writer)
+        .map_err(|e| match e {
+            VideoError::Env(e) => e.into(),
+            e @ (VideoError::Blind | VideoError::Differs) => BenchError::usage(e.to_string()),
+            e => video(e),
+        })?;
     let outcome = if record.status == Status::Success { "success" } else { "failure" };
     let stem = video_stem(begin.task_id as usize, record.trial as usize, outcome);
     let written = writer.finish(&stem).map_err(video)?;
     let relative =
         written.strip_prefix(filming.dir).unwrap_or(&written).to_string_lossy().replace('\\', "/");
-    let thumbnail = last.and_then(|frame| thumbnail_png(&frame, THUMBNAIL_SIDE).ok());
+    let thumbnail = thumbnail_png(&last, THUMBNAIL_SIDE).ok();
     Ok(Video { path: relative, thumbnail })
 }

@@ -1,18 +1,22 @@
 //! Letting a policy act while it is being trained: the same episodes every time, through [`crate::evaluate()`].
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
+use ndarray::Array2;
 use simloop_algos::Metrics;
-use simloop_envs::VecEnv;
 use simloop_envs::pusht::{PushtGoals, PushtObs};
+use simloop_envs::{EnvFactory, EnvId, ResetRequest, VecEnv};
 use simloop_policies::Policy;
 use simloop_policies::vla::PolicyIo;
 
 use crate::config::{EvalConfig, EvalEnv};
+use crate::evaluate::Finished;
 use crate::place::{Place, PlaceConfig, PlaceTask};
 use crate::stats::proportion::wilson;
 use crate::stats::{Alpha, Rate};
 use crate::stop::StopFlag;
+use crate::video::{VideoError, VideoFormat, VideoWriter, film};
 use crate::{Episode, EpisodeRecord, EvaluateOptions, Status, TrainerError, evaluate};
 
 /// A place to act in.
@@ -20,6 +24,9 @@ pub struct Acting {
     vec: Box<dyn VecEnv>,
     tasks: Vec<PlaceTask>,
     config: EvalConfig,
+    /// Builds an environment that shows something to people, where there is one.
+    viewer: Option<EnvFactory>,
+    films: Option<PathBuf>,
 }
 
 impl Acting {
@@ -44,7 +51,67 @@ impl Acting {
     /// [`TrainerError::Env`] if the system refuses a thread.
     pub fn at(place: &Place, config: &EvalConfig) -> Result<Self, TrainerError> {
         let vec = place.vec(config.envs, 0)?;
-        Ok(Self { vec, tasks: place.tasks.clone(), config: config.clone() })
+        let (tasks, viewer) = (place.tasks.clone(), place.viewer());
+        Ok(Self { vec, tasks, config: config.clone(), viewer, films: None })
+    }
+
+    /// Films episodes of [`Acting::judge`] into `folder`, as many as the settings say.
+    pub fn film_into(&mut self, folder: &Path) {
+        self.films = Some(folder.to_owned());
+    }
+
+    /// [`Acting::run`] between updates, on the set that choices are made on, with films.
+    ///
+    /// # Errors
+    /// As [`Acting::run`]; what goes wrong while filming is only logged.
+    pub fn judge(
+        &mut self,
+        policy: &mut dyn Policy,
+        update: u64,
+        stop: &StopFlag,
+    ) -> Result<Option<Metrics>, TrainerError> {
+        let started = std::time::Instant::now();
+        let episodes = self.config.episodes;
+        let Some(finished) = self.finished(policy, "training", episodes, stop)? else {
+            return Ok(None);
+        };
+        if let (Some(folder), Some(viewer)) = (&self.films, &self.viewer) {
+            self.film(folder, viewer, &finished, update);
+        }
+        let records: Vec<_> = finished.into_iter().map(|(record, _)| record).collect();
+        let mut metrics = summary(&records);
+        metrics.insert("eval/secs", started.elapsed().as_secs_f64());
+        Ok(Some(metrics))
+    }
+
+    fn film(&self, folder: &Path, viewer: &EnvFactory, finished: &[Finished], update: u64) {
+        let first = |status| {
+            let of = finished.iter().enumerate().filter(move |(_, (r, _))| r.status == status);
+            of.take(self.config.videos as usize)
+        };
+        for (number, (record, actions)) in first(Status::Success).chain(first(Status::Failure)) {
+            let outcome = if record.status == Status::Success { "success" } else { "failure" };
+            let stem = format!("update{update:08}_ep{number:04}_{outcome}");
+            let request = self.episode("training", number as u32).request;
+            if let Err(e) = Self::film_one(folder, viewer, &request, record, actions, &stem) {
+                tracing::warn!("no video `{stem}`: failed to {e}");
+            }
+        }
+    }
+
+    fn film_one(
+        folder: &Path,
+        viewer: &EnvFactory,
+        request: &ResetRequest,
+        record: &EpisodeRecord,
+        actions: &Array2<f32>,
+        stem: &str,
+    ) -> Result<(), VideoError> {
+        let mut env = viewer(EnvId(0))?;
+        let fps = env.spec().control_hz;
+        let mut writer = VideoWriter::create(folder, fps, VideoFormat::default())?;
+        film(env.as_mut(), request, actions.view(), &record.trace, &mut writer)?;
+        writer.finish(stem).map(drop)
     }
 
     /// Runs `episodes` episodes of the set called `set`; `None` if it was interrupted.
@@ -77,6 +144,17 @@ impl Acting {
         episodes: u32,
         stop: &StopFlag,
     ) -> Result<Option<Vec<EpisodeRecord>>, TrainerError> {
+        let finished = self.finished(policy, set, episodes, stop)?;
+        Ok(finished.map(|all| all.into_iter().map(|(record, _)| record).collect()))
+    }
+
+    fn finished(
+        &mut self,
+        policy: &mut dyn Policy,
+        set: &str,
+        episodes: u32,
+        stop: &StopFlag,
+    ) -> Result<Option<Vec<Finished>>, TrainerError> {
         if let Some(convention) = policy.convention() {
             convention.check_matches(&self.vec.spec()?.convention)?;
         }
@@ -85,15 +163,15 @@ impl Acting {
         let options =
             EvaluateOptions { frames: policy.needs().frames(), ..EvaluateOptions::default() };
         let mut records = Vec::with_capacity(planned);
-        evaluate(self.vec.as_mut(), policy, episodes, &options, stop, &mut |(record, _)| {
-            records.push(record);
+        evaluate(self.vec.as_mut(), policy, episodes, &options, stop, &mut |finished| {
+            records.push(finished);
             Ok(ControlFlow::Continue(()))
         })?;
         if records.len() < planned {
             return Ok(None);
         }
         let place = |task: &str| self.tasks.iter().position(|t| t.key == task);
-        records.sort_by_key(|r: &EpisodeRecord| (r.trial, place(&r.task)));
+        records.sort_by_key(|(r, _): &Finished| (r.trial, place(&r.task)));
         Ok(Some(records))
     }
 
@@ -191,6 +269,33 @@ mod tests {
         assert_ne!(run("a"), run("b"));
         assert_eq!(run("a").2, 4.0);
         assert!(Acting::new(&EvalConfig::default(), PushtObs::State).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_judgement_leaves_a_film_of_a_success_and_of_a_failure() {
+        let config =
+            EvalConfig { env: EvalEnv::Pusht, episodes: 3, max_steps: 90, ..EvalConfig::default() };
+        // The expert wants the true state.
+        let (obs, goals) = (PushtObs::State, PushtGoals::One);
+        let place = PlaceConfig::Pusht { obs, goals, max_steps: 90, processes: false };
+        let mut acting = Acting::at(&Place::new(&place, true).unwrap(), &config).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let hold = ActionChunk::single(&[256.0, 256.0]).unwrap();
+        let mut policy = ExpertPolicy::new("scripted", hold, || Box::new(PushtExpert::new()));
+        let stop = StopFlag::default();
+        // Nobody asked for films yet.
+        let quiet = acting.judge(&mut policy, 7, &stop).unwrap().unwrap();
+        acting.film_into(folder.path());
+        let filmed = acting.judge(&mut policy, 8, &stop).unwrap().unwrap();
+        assert_eq!(quiet["eval/success_rate"], filmed["eval/success_rate"]);
+        let names: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let solved = filmed["eval/success_rate"];
+        assert_eq!(names.len(), usize::from(solved > 0.0) + usize::from(solved < 1.0), "{names:?}");
+        assert!(names.iter().all(|name| name.starts_with("update00000008_ep000")), "{names:?}");
+        assert!(names.iter().any(|name| name.contains("_success.")), "{names:?}");
     }
 
     #[test]

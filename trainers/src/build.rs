@@ -145,8 +145,7 @@ pub fn build(config: &RunConfig) -> Result<Parts, TrainerError> {
     } else {
         None
     };
-    let around =
-        PolicySurroundings::new(Acting::new(&config.eval, config.data.obs)?, config.eval.episodes);
+    let around = PolicySurroundings::new(Acting::new(&config.eval, config.data.obs)?);
     let options = LoopOptions {
         name: config.name.clone(),
         total,
@@ -208,13 +207,19 @@ fn policy_io(spec: &SourceSpec) -> PolicyIo {
 /// How a policy is saved and where it acts.
 pub struct PolicySurroundings {
     acting: Option<Acting>,
-    episodes: u32,
 }
 
 impl PolicySurroundings {
-    /// Acting in `acting`, `episodes` each time.
-    pub fn new(acting: Option<Acting>, episodes: u32) -> Self {
-        Self { acting, episodes }
+    /// Acting in `acting`.
+    pub fn new(acting: Option<Acting>) -> Self {
+        Self { acting }
+    }
+
+    /// Films episodes of the evaluations in between into `folder`.
+    pub fn film_into(&mut self, folder: &Path) {
+        if let Some(acting) = &mut self.acting {
+            acting.film_into(folder);
+        }
     }
 
     /// The episodes of a set of their own, which no choice was made on; `None` where the policy does not act.
@@ -242,9 +247,10 @@ impl Surroundings<VlaPolicy> for PolicySurroundings {
     fn evaluate(
         &mut self,
         model: &mut VlaPolicy,
+        update: u64,
         stop: &StopFlag,
     ) -> Result<Metrics, TrainerError> {
         let Some(acting) = &mut self.acting else { return Ok(Metrics::new()) };
-        Ok(acting.run(model, "training", self.episodes, stop)?.unwrap_or_default())
+        Ok(acting.judge(model, update, stop)?.unwrap_or_default())
     }
 }

@@ -218,6 +218,9 @@ pub struct EvalConfig {
     pub envs: usize,
     /// Steps after which an episode is truncated.
     pub max_steps: u32,
+    /// Episodes of each evaluation in between that are filmed into the run's `videos/`: the first so many that were solved,
+    /// and that were not. PushT only.
+    pub videos: u32,
 }
 
 impl Default for EvalConfig {
@@ -230,6 +233,7 @@ impl Default for EvalConfig {
             seed: 100_000, // as above: test_start_seed
             envs: 16,
             max_steps: MAX_EPISODE_STEPS,
+            videos: 1,
         }
     }
 }

@@ -129,8 +129,7 @@ impl Interactive<'_> {
             metrics.insert("time/trained_secs", state.trained_secs);
             observers.notify(&TrainEvent::Updated { update: state.update, metrics: &metrics });
             if let Some(acting) = acting.as_deref_mut().filter(|_| self.episodes > 0) {
-                let judged =
-                    bc.averaged(|policy| acting.run(policy, "training", self.episodes, stop))?;
+                let judged = bc.averaged(|policy| acting.judge(policy, state.update, stop))?;
                 let Some(judged) = judged else { return Ok(End::Interrupted) };
                 observers.notify(&TrainEvent::Evaluated { update: state.update, metrics: &judged });
                 let value = judged.get("eval/success_rate").copied().unwrap_or(0.0);

@@ -13,6 +13,7 @@
 //! | [`validate`], [`acting`] | how good a model is on held-out episodes, and when it acts |
 //! | [`checkpoint`], [`run`] | folders that are whole or not there; a run's folder |
 //! | [`observer`], [`observe`] | who watches: bar, metrics file, TensorBoard, report |
+//! | [`video`] | how a film of an episode is written |
 //! | [`parity`] | models against recorded numbers of their references |
 //! | [`config`], [`build`], [`cli`] | settings, the parts made from them, the program `train` |
 //! | `serve` | a policy over the network: openpi's websocket form, OpenVLA's REST form (feature `serve`) |
@@ -53,6 +54,7 @@ pub mod stats;
 pub mod stop;
 pub mod tensors;
 pub mod validate;
+pub mod video;
 
 pub use error::TrainerError;
 pub use evaluate::{Episode, EvaluateOptions, evaluate};

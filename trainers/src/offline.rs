@@ -49,11 +49,16 @@ pub trait Surroundings<M> {
     /// What the policy answers.
     fn save_policy(&self, model: &M, dir: &Path) -> Result<(), TrainerError>;
 
-    /// Lets the policy act and measures how well, `eval/…`; empty where it does not act, or was interrupted.
+    /// Lets the policy of after `update` updates act and measures how well, `eval/…`; empty where it does not act, or was interrupted.
     ///
     /// # Errors
     /// What the environment or the policy answers.
-    fn evaluate(&mut self, model: &mut M, stop: &StopFlag) -> Result<Metrics, TrainerError>;
+    fn evaluate(
+        &mut self,
+        model: &mut M,
+        update: u64,
+        stop: &StopFlag,
+    ) -> Result<Metrics, TrainerError>;
 }
 
 /// Why a loop ended.
@@ -132,7 +137,7 @@ pub fn train_offline<M: ImitationModel>(
             measured.extend(metrics);
         }
         if due(options.evaluate_every) && !stop.is_set() {
-            let metrics = log.apart(|| bc.averaged(|model| around.evaluate(model, stop)))?;
+            let metrics = log.apart(|| bc.averaged(|model| around.evaluate(model, done, stop)))?;
             observers.notify(&TrainEvent::Evaluated { update: state.update, metrics: &metrics });
             measured.extend(metrics);
         }

@@ -206,6 +206,14 @@ impl Place {
         })
     }
 
+    /// Builds environments that render for people, where it costs nothing to have them.
+    pub fn viewer(&self) -> Option<EnvFactory> {
+        match self.scripted {
+            Scripted::Pusht => Some(Arc::clone(&self.factory)),
+            Scripted::Libero => None,
+        }
+    }
+
     /// The scripted expert of this place.
     pub fn expert(&self) -> Box<dyn Expert> {
         match self.scripted {

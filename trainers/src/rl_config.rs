@@ -214,16 +214,19 @@ pub struct JudgeConfig {
     pub seed: u64,
     /// Environments at once.
     pub envs: usize,
+    /// Episodes of each evaluation in between that are filmed into the run's `videos/`: the first so many that were solved,
+    /// and that were not. PushT only.
+    pub videos: u32,
 }
 
 impl Default for JudgeConfig {
     fn default() -> Self {
-        Self { every: 10, episodes: 50, final_episodes: 100, seed: 100_000, envs: 16 }
+        Self { every: 10, episodes: 50, final_episodes: 100, seed: 100_000, envs: 16, videos: 1 }
     }
 }
 
 /// Settings that may differ when a run goes on.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "threads",
     "device",
     "rollout.workers",
@@ -233,6 +236,7 @@ const FREE: [&str; 9] = [
     "train.keep_last",
     "train.max_dropped",
     "eval.every",
+    "eval.videos",
 ];
 
 impl RlConfig {
@@ -303,7 +307,6 @@ impl RlConfig {
             total: self.train.updates,
             log_every: self.train.log_every,
             evaluate_every: self.eval.every,
-            episodes: self.eval.episodes,
             save_every: self.train.save_every,
             keep_last: self.train.keep_last,
             max_dropped: self.train.max_dropped,
@@ -336,6 +339,7 @@ impl JudgeConfig {
             final_episodes: self.final_episodes,
             seed: self.seed,
             envs: self.envs,
+            videos: self.videos,
             ..EvalConfig::default()
         }
     }

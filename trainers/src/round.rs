@@ -25,8 +25,6 @@ pub struct Rhythm {
     pub log_every: u64,
     /// Between two evaluations.
     pub evaluate_every: u64,
-    /// Episodes of each.
-    pub episodes: u32,
     /// Between two checkpoints.
     pub save_every: u64,
     /// Checkpoints kept.
@@ -76,8 +74,7 @@ impl Around<'_> {
         if due(rhythm.evaluate_every)
             && !self.stop.is_set()
             && let Some(acting) = self.acting.as_deref_mut()
-            && let Some(metrics) =
-                acting.run(learner.actor_mut(), "training", rhythm.episodes, self.stop)?
+            && let Some(metrics) = acting.judge(learner.actor_mut(), done, self.stop)?
         {
             self.observers.notify(&TrainEvent::Evaluated { update: done, metrics: &metrics });
             if is_best(state, &metrics) {

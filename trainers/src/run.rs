@@ -39,9 +39,11 @@ pub enum Existing {
 const LOCK_FILE: &str = ".lock";
 /// Every setting of the run.
 pub const RESOLVED_FILE: &str = "resolved.toml";
+/// Films of evaluations.
+pub const VIDEOS_DIR: &str = "videos";
 
 /// What a run writes and [`Existing::Overwrite`] deletes.
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     RESOLVED_FILE,
     "run.json",
     "metrics.jsonl",
@@ -54,6 +56,7 @@ const OWN: [&str; 13] = [
     "final",
     "evaluation.json",
     "before.json",
+    VIDEOS_DIR,
     "data",
 ];
 

@@ -30,7 +30,7 @@ use crate::rl_config::{RlConfig, RolloutConfig};
 use crate::rl_state::{self, RlState};
 use crate::rollout::{Plan, RolloutOptions, RolloutState, Rollouts, SeatState};
 use crate::round::Around;
-use crate::run::{RESOLVED_FILE, RunFolder};
+use crate::run::{RESOLVED_FILE, RunFolder, VIDEOS_DIR};
 use crate::stop::StopFlag;
 use crate::{EpisodeRecord, TrainerError};
 
@@ -180,6 +180,7 @@ fn carry_out<L: Learner<Actor = VlaPolicy> + ?Sized>(
             return Ok(interrupted(algorithm, args, 0, &mut observers));
         }
     }
+    acting.film_into(&run.root().join(VIDEOS_DIR));
     let before = before(&run, acting, config, state.update == 0, &stop, |acting| {
         acting.records(learner.actor_mut(), "final", n, &stop)
     })?;
@@ -359,6 +360,7 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         tracing::info!(update, checkpoint = %path.display(), "resuming");
     }
     let mut observers = observers(&run);
+    around.acting.film_into(&run.root().join(VIDEOS_DIR));
     let (update, total) = (state.update, loops.rounds());
     observers.notify(&TrainEvent::Started { update, total, name: &config.name });
     // What began from nothing is compared with the clone of the expert that it is after the first round.

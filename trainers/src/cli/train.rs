@@ -20,7 +20,7 @@ use crate::data::{Dataset as _, Loader, LoaderPosition};
 use crate::observe::{MetricsFile, ProgressBar, Report, TensorBoard};
 use crate::observer::{Observers, TrainEvent};
 use crate::offline::{End, Surroundings as _, train_offline};
-use crate::run::{Existing, RESOLVED_FILE, RunFolder};
+use crate::run::{Existing, RESOLVED_FILE, RunFolder, VIDEOS_DIR};
 use crate::stop::StopFlag;
 use crate::tensors::Feed;
 
@@ -101,6 +101,7 @@ pub(super) fn bc(args: &RunArgs) -> Result<ExitCode, TrainerError> {
     observers.push(MetricsFile::new(run.root()));
     observers.push(TensorBoard::new(&run.root().join("tb")));
 
+    parts.around.film_into(&run.root().join(VIDEOS_DIR));
     let data = Arc::clone(&parts.train) as Arc<dyn crate::data::Dataset>;
     let loader = Loader::new(data, parts.loader.clone(), state.loader)?;
     let mut feed = Feed::new(loader, parts.bc.model().params().device())?;

@@ -10,9 +10,12 @@ use super::jsonl::METRICS_FILE;
 use super::plot;
 use crate::observer::{Example, TrainEvent, TrainObserver};
 use crate::outcome::{Outcome, Success};
+use crate::run::VIDEOS_DIR;
 
 /// The most points that a curve is drawn with.
 const MAX_POINTS: usize = 400;
+/// The most films that are shown.
+const MAX_FILMS: usize = 8;
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 160.0;
 
@@ -23,7 +26,7 @@ body { font: 14px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2rem aut
 section { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 figure { margin: 0; width: 27rem; max-width: 100%; } figure.small { width: 12rem; }
 figcaption { color: var(--soft); } figcaption b { color: var(--ink); font-weight: 600; }
-svg { width: 100%; } polyline { fill: none; stroke: var(--line); stroke-width: 1.5; }
+svg, video, img { width: 100%; } polyline { fill: none; stroke: var(--line); stroke-width: 1.5; }
 line { stroke: var(--grid); } text { fill: var(--soft); font-size: 10px; }
 .demonstrated { stroke: var(--soft); } .predicted { stroke: var(--red); } circle { stroke: none !important; }
 td, th { text-align: left; padding: 0.1rem 1rem 0.1rem 0; }
@@ -106,6 +109,7 @@ impl Report {
         if let Some(outcome) = &self.outcome {
             out.push_str(&gained(outcome));
         }
+        out.push_str(&films(&self.root));
         if !self.examples.is_empty() {
             let _ = write!(
                 out,
@@ -136,6 +140,33 @@ impl Report {
         std::fs::write(&tmp, self.html())?;
         std::fs::rename(tmp, path)
     }
+}
+
+/// The newest films, which lie beside the report.
+fn films(root: &Path) -> String {
+    let files = std::fs::read_dir(root.join(VIDEOS_DIR)).into_iter().flatten().flatten();
+    let mut names: Vec<_> = files.filter_map(|file| file.file_name().into_string().ok()).collect();
+    names.retain(|name| !name.starts_with('.'));
+    names.sort();
+    let mut newest = String::new();
+    for name in &names[names.len().saturating_sub(MAX_FILMS)..] {
+        let gif = Path::new(name).extension().is_some_and(|extension| extension == "gif");
+        let (src, name) = (escape(&format!("{VIDEOS_DIR}/{name}")), escape(name));
+        let film = if gif {
+            format!("<img src=\"{src}\" alt=\"{name}\">")
+        } else {
+            format!("<video controls muted preload=\"metadata\" src=\"{src}\"></video>")
+        };
+        // A `String` never refuses.
+        let _ = write!(
+            newest,
+            "<figure class=\"small\">{film}<figcaption>{name}</figcaption></figure>"
+        );
+    }
+    if newest.is_empty() {
+        return newest;
+    }
+    format!("<h2>Films of the newest evaluations</h2><section>{newest}</section>")
 }
 
 /// Before and after, all together and task by task.

@@ -169,7 +169,7 @@ fn train(root: &Path, head: &str, stop_after: u64, without: Without) -> Outcome 
     // A run that lost its counter has done as many updates as the others when it ends.
     let done = if without == Without::Counter { HALF } else { 0 };
     let options = LoopOptions { total: TOTAL - done, ..options(TOTAL) };
-    let mut around = PolicySurroundings::new(None, 0);
+    let mut around = PolicySurroundings::new(None);
     train_offline(
         &mut bc,
         &mut feed,

@@ -129,7 +129,7 @@ impl Surroundings<Toy> for ToyWorld {
         Ok(safetensors_io::save(&dir.join("model.safetensors"), &model.params().snapshot())?)
     }
 
-    fn evaluate(&mut self, _: &mut Toy, _: &StopFlag) -> Result<Metrics, TrainerError> {
+    fn evaluate(&mut self, _: &mut Toy, _: u64, _: &StopFlag) -> Result<Metrics, TrainerError> {
         Ok(Metrics::from([("eval/mean_score", (self.score)())]))
     }
 }

@@ -31,6 +31,17 @@ pub enum VideoError {
         /// The reason.
         source: std::io::Error,
     },
+    /// An environment whose `render` shows nothing.
+    #[error("film it: this environment shows nothing to people")]
+    Blind,
+    /// The episode went another way than the one that was recorded.
+    #[error(
+        "reproduce it: simulated again from its actions it went another way; has the simulator changed?"
+    )]
+    Differs,
+    /// The environment said no.
+    #[error("simulate it again: {0}")]
+    Env(#[from] simloop_envs::EnvError),
     /// The encoder or the container writer said no.
     #[error("encode a frame: {0}")]
     Encoder(String),

@@ -7,11 +7,13 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `writer` | [`VideoWriter`], [`write_video`], file names |
+//! | `film` | an episode simulated again with a camera on it |
 //! | `mp4` | H.264 by `openh264`, boxes by `mp4` |
 //! | `gif` | palette, byte budget, falling frame rate |
 //! | `thumbnail` | area-averaged PNG previews |
 
 mod error;
+mod film;
 mod gif;
 #[cfg(feature = "video")]
 mod mp4;
@@ -19,5 +21,6 @@ mod thumbnail;
 mod writer;
 
 pub use error::VideoError;
+pub use film::film;
 pub use thumbnail::{thumbnail_png, write_thumbnail};
 pub use writer::{VideoFormat, VideoWriter, video_stem, write_video};
