@@ -10,7 +10,7 @@
 //! | [`expert_rollout`] | rollouts in which an expert takes part |
 //! | [`outcome`], [`stats`] | before and after, on common seeds; statistics of success rates |
 //! | [`rl_config`], [`rl_build`], [`rl_state`] | settings of a run that learns by acting; its parts; what it keeps to go on |
-//! | [`validate`], [`acting`] | how good a model is on held-out episodes, and when it acts |
+//! | [`validate`], [`acting`], [`judge`] | how good a model is on held-out episodes, and when it acts; while it goes on learning |
 //! | [`checkpoint`], [`run`] | folders that are whole or not there; a run's folder |
 //! | [`observer`], [`observe`] | who watches: bar, metrics file, TensorBoard, report |
 //! | [`video`] | how a film of an episode is written |
@@ -34,6 +34,7 @@ pub mod data;
 pub mod evaluate;
 pub mod expert_rollout;
 pub mod interactive;
+pub mod judge;
 pub mod observe;
 pub mod observer;
 pub mod off_policy;

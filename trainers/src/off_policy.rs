@@ -36,7 +36,7 @@ pub fn train_off_policy(
     rhythm: &Rhythm,
     around: &mut Around<'_>,
 ) -> Result<End, TrainerError> {
-    around.started(state, rhythm);
+    around.started(state, rhythm)?;
     let mut log = Log::default();
     while state.update < rhythm.total {
         let (started, cpu) = (Instant::now(), tree_secs().unwrap_or(0.0));

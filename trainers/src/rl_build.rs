@@ -1,5 +1,7 @@
 //! From settings to the parts of a run that learns by acting.
 
+use std::path::Path;
+
 use simloop_algos::{Grpo, OnPolicy, Ppo};
 use simloop_envs::{EnvSpec, SeedTree};
 use simloop_policies::Policy as _;
@@ -12,9 +14,11 @@ use simloop_policies::vla::{Normalizers, PolicyIo, VlaConfig, VlaPolicy};
 use crate::TrainerError;
 use crate::acting::Acting;
 use crate::build::device;
-use crate::place::Place;
+use crate::judge::Judge;
+use crate::place::{Place, PlaceConfig};
 use crate::rl_config::RlConfig;
 use crate::rollout::{RolloutOptions, Rollouts};
+use crate::stop::StopFlag;
 
 /// Where a run acts, to learn and to be judged.
 pub struct Surroundings {
@@ -24,6 +28,25 @@ pub struct Surroundings {
     pub spec: EnvSpec,
     /// To be judged.
     pub acting: Acting,
+}
+
+/// What judges on a thread of its own, where the settings and the machine want it.
+///
+/// # Errors
+/// As [`Judge::start`].
+pub fn judge(
+    config: &RlConfig,
+    films: &Path,
+    device: tch::Device,
+    stop: &StopFlag,
+) -> Result<Option<Judge>, TrainerError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let simple = matches!(config.env, PlaceConfig::Pusht { .. });
+    if config.eval.every == 0 || !config.eval.background.unwrap_or(simple && cores > 1) {
+        return Ok(None);
+    }
+    let place = Place::new(&config.env, false)?;
+    Judge::start(&place, &config.eval.acting(), films, device, stop.clone()).map(Some)
 }
 
 /// Opens the place of `config`; with `privileged` its rollouts know the true state.

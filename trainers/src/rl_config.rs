@@ -217,16 +217,27 @@ pub struct JudgeConfig {
     /// Episodes of each evaluation in between that are filmed into the run's `videos/`: the first so many that were solved,
     /// and that were not. PushT only.
     pub videos: u32,
+    /// Whether evaluations in between run on a thread of their own while learning goes on. Left out: on PushT, where the
+    /// machine has a second core. No number depends on it.
+    pub background: Option<bool>,
 }
 
 impl Default for JudgeConfig {
     fn default() -> Self {
-        Self { every: 10, episodes: 50, final_episodes: 100, seed: 100_000, envs: 16, videos: 1 }
+        Self {
+            every: 10,
+            episodes: 50,
+            final_episodes: 100,
+            seed: 100_000,
+            envs: 16,
+            videos: 1,
+            background: None,
+        }
     }
 }
 
 /// Settings that may differ when a run goes on.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "threads",
     "device",
     "rollout.workers",
@@ -237,6 +248,7 @@ const FREE: [&str; 10] = [
     "train.max_dropped",
     "eval.every",
     "eval.videos",
+    "eval.background",
 ];
 
 impl RlConfig {

@@ -40,6 +40,8 @@ pub struct RlState {
     pub cpu_secs: f64,
     /// Where the environments stand.
     pub rollouts: RolloutState,
+    /// After how many updates the policy was that is being judged, if one is.
+    pub judging: Option<u64>,
     /// The learner's counters.
     pub counters: std::collections::BTreeMap<String, u64>,
 }

@@ -1,17 +1,18 @@
 //! What every loop that learns by acting does after a round of acting and learning: write down, judge, save, stop.
 
 use simloop_algos::{Learner, LearnerState, Metrics, Update};
-use simloop_policies::checkpoint::save_policy;
+use simloop_policies::checkpoint::{load_policy, save_policy};
 use simloop_policies::vla::VlaPolicy;
 
 use crate::TrainerError;
 use crate::acting::Acting;
-use crate::checkpoint::Best;
+use crate::checkpoint::{Best, verify};
 use crate::cpu::tree_secs;
+use crate::judge::{Judge, Verdict};
 use crate::observer::{Observers, TrainEvent};
 use crate::rl_state::{self, RlState};
 use crate::rollout::Rollout;
-use crate::run::RunFolder;
+use crate::run::{RunFolder, judged};
 use crate::stop::StopFlag;
 
 /// How often what happens, in updates; 0 is never.
@@ -37,6 +38,8 @@ pub struct Rhythm {
 pub struct Around<'a> {
     /// Where the policy is judged; nowhere if `None`.
     pub acting: Option<&'a mut Acting>,
+    /// Who judges it while it goes on learning; the loop waits for judgements if `None`.
+    pub judge: Option<Judge>,
     /// Where results lie.
     pub run: &'a RunFolder,
     /// Who watches.
@@ -46,10 +49,80 @@ pub struct Around<'a> {
 }
 
 impl Around<'_> {
-    /// Says that a loop begins or goes on.
-    pub(crate) fn started(&mut self, state: &RlState, rhythm: &Rhythm) {
+    /// Says that a loop begins or goes on, with the judgement that was under way.
+    pub(crate) fn started(
+        &mut self,
+        state: &mut RlState,
+        rhythm: &Rhythm,
+    ) -> Result<(), TrainerError> {
         let (update, total, name) = (state.update, rhythm.total, &rhythm.name[..]);
         self.observers.notify(&TrainEvent::Started { update, total, name });
+        let Some(of) = state.judging else { return Ok(()) };
+        let folder = self.run.root().join(judged(of));
+        if let Err(error) = verify(&folder) {
+            tracing::warn!(update = of, %error, "a policy that was being judged is lost");
+            state.judging = None;
+            return Ok(());
+        }
+        if let Some(judge) = &mut self.judge {
+            judge.begin(of, &folder);
+        } else if let Some(acting) = self.acting.as_deref_mut() {
+            let mut policy = load_policy(&folder, tch::Device::Cpu)?;
+            let verdict = acting.judge(&mut policy, of, self.stop);
+            self.take_verdict(of, verdict, state)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the policy be judged: by the judge, after the verdict before; or here and now.
+    fn evaluate<L: Learner<Actor = VlaPolicy> + ?Sized>(
+        &mut self,
+        learner: &mut L,
+        state: &mut RlState,
+    ) -> Result<(), TrainerError> {
+        let update = state.update;
+        if self.judge.is_some() {
+            self.await_verdict(state)?;
+            let policy = learner.actor();
+            self.run.publish(&judged(update), |dir| Ok(save_policy(policy, dir)?))?;
+            if let Some(judge) = &mut self.judge {
+                judge.begin(update, &self.run.root().join(judged(update)));
+                state.judging = Some(update);
+            }
+        } else if let Some(acting) = self.acting.as_deref_mut()
+            && let Some(metrics) = acting.judge(learner.actor_mut(), update, self.stop)?
+        {
+            self.observers.notify(&TrainEvent::Evaluated { update, metrics: &metrics });
+            if is_best(state, update, &metrics) {
+                self.run.publish("best", |dir| Ok(save_policy(learner.actor(), dir)?))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn await_verdict(&mut self, state: &mut RlState) -> Result<(), TrainerError> {
+        match self.judge.as_mut().and_then(Judge::wait) {
+            Some((of, verdict)) => self.take_verdict(of, verdict, state),
+            None => Ok(()),
+        }
+    }
+
+    /// What follows from a verdict on the policy of after `of` updates. An interrupted judgement stays open.
+    fn take_verdict(
+        &mut self,
+        of: u64,
+        verdict: Verdict,
+        state: &mut RlState,
+    ) -> Result<(), TrainerError> {
+        let Some(metrics) = verdict? else { return Ok(()) };
+        self.observers.notify(&TrainEvent::Evaluated { update: of, metrics: &metrics });
+        if is_best(state, of, &metrics) {
+            let folder = self.run.root().join(judged(of));
+            let policy = load_policy(&folder, tch::Device::Cpu)?;
+            self.run.publish("best", |dir| Ok(save_policy(&policy, dir)?))?;
+        }
+        state.judging = None;
+        Ok(())
     }
 
     /// What falls due after a round that began after `before` updates, when the program had used `cpu` CPU-seconds; true
@@ -71,15 +144,13 @@ impl Around<'_> {
             let metrics = log.take(state);
             self.observers.notify(&TrainEvent::Updated { update: done, metrics: &metrics });
         }
-        if due(rhythm.evaluate_every)
-            && !self.stop.is_set()
-            && let Some(acting) = self.acting.as_deref_mut()
-            && let Some(metrics) = acting.judge(learner.actor_mut(), done, self.stop)?
-        {
-            self.observers.notify(&TrainEvent::Evaluated { update: done, metrics: &metrics });
-            if is_best(state, &metrics) {
-                self.run.publish("best", |dir| Ok(save_policy(learner.actor(), dir)?))?;
-            }
+        if due(rhythm.evaluate_every) && !self.stop.is_set() {
+            self.evaluate(learner, state)?;
+        } else if let Some((of, verdict)) = self.judge.as_mut().and_then(Judge::poll) {
+            self.take_verdict(of, verdict, state)?;
+        }
+        if last {
+            self.await_verdict(state)?;
         }
         state.cpu_secs += tree_secs().unwrap_or(0.0) - cpu;
         let interrupted = self.stop.is_set() && !last;
@@ -101,6 +172,8 @@ impl Around<'_> {
             save_policy(policy, dir)?;
             rl_state::save(dir, learner, state)
         })?;
+        // Of those judged before, the checkpoint names none any more.
+        self.run.forget_judged(state.judging)?;
         let saved = TrainEvent::Saved { update: state.update, path: self.run.root() };
         self.observers.notify(&saved);
         Ok(())
@@ -137,7 +210,7 @@ impl Around<'_> {
 }
 
 /// Whether an evaluation is the best so far: more successes, or as many with a higher score.
-fn is_best(state: &mut RlState, metrics: &Metrics) -> bool {
+fn is_best(state: &mut RlState, update: u64, metrics: &Metrics) -> bool {
     let (Some(success), score) =
         (metrics.get("eval/success_rate"), metrics.get("eval/mean_score").copied().unwrap_or(0.0))
     else {
@@ -147,7 +220,7 @@ fn is_best(state: &mut RlState, metrics: &Metrics) -> bool {
     let better = state.best.as_ref().is_none_or(|best| value > best.value);
     if better {
         let metric = "eval/success_rate".to_owned();
-        state.best = Some(Best { metric, value, update: state.update });
+        state.best = Some(Best { metric, value, update });
     }
     better
 }

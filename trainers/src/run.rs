@@ -42,6 +42,9 @@ pub const RESOLVED_FILE: &str = "resolved.toml";
 /// Films of evaluations.
 pub const VIDEOS_DIR: &str = "videos";
 
+/// What folders of policies that are being judged are called, before the number of updates.
+const JUDGED: &str = "judged-";
+
 /// What a run writes and [`Existing::Overwrite`] deletes.
 const OWN: [&str; 14] = [
     RESOLVED_FILE,
@@ -113,7 +116,7 @@ impl RunFolder {
             };
             removed.map_err(TrainerError::io("remove", &path))?;
         }
-        Ok(())
+        self.forget_judged(None)
     }
 
     fn sweep(&self) -> Result<(), TrainerError> {
@@ -168,6 +171,22 @@ impl RunFolder {
         checkpoint::publish(&self.root.join(name), &self.origin, fill)
     }
 
+    /// Removes policies that were judged, but for that of `keep`.
+    ///
+    /// # Errors
+    /// [`TrainerError::Io`].
+    pub fn forget_judged(&self, keep: Option<u64>) -> Result<(), TrainerError> {
+        let kept = keep.map(step_name);
+        for name in checkpoint::entry_names(&self.root)? {
+            let of = name.strip_prefix(JUDGED);
+            if of.is_some_and(|of| Some(of) != kept.as_deref()) {
+                let path = self.root.join(&name);
+                fs::remove_dir_all(&path).map_err(TrainerError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The newest checkpoint that is complete; broken ones are named in a warning and left out.
     ///
     /// # Errors
@@ -197,6 +216,11 @@ impl RunFolder {
         steps.sort();
         Ok(steps)
     }
+}
+
+/// The name of the folder in which the policy of after `update` updates lies while it is judged.
+pub(crate) fn judged(update: u64) -> String {
+    format!("{JUDGED}{}", step_name(update))
 }
 
 /// The name of a checkpoint: names sort as numbers do.

@@ -25,7 +25,7 @@ use crate::off_policy::{Turns, train_off_policy};
 use crate::offline::End;
 use crate::on_policy::{Schedule, Supply, train_on_policy};
 use crate::outcome::Outcome;
-use crate::rl_build::{grpo, policy, ppo, rollouts, surroundings};
+use crate::rl_build::{grpo, judge, policy, ppo, rollouts, surroundings};
 use crate::rl_config::{RlConfig, RolloutConfig};
 use crate::rl_state::{self, RlState};
 use crate::rollout::{Plan, RolloutOptions, RolloutState, Rollouts, SeatState};
@@ -184,8 +184,13 @@ fn carry_out<L: Learner<Actor = VlaPolicy> + ?Sized>(
     let before = before(&run, acting, config, state.update == 0, &stop, |acting| {
         acting.records(learner.actor_mut(), "final", n, &stop)
     })?;
-    let mut around =
-        Around { acting: Some(&mut *acting), run: &run, observers: &mut observers, stop: &stop };
+    let mut around = Around {
+        acting: Some(&mut *acting),
+        judge: judge(config, &run.root().join(VIDEOS_DIR), learner.actor().device(), &stop)?,
+        run: &run,
+        observers: &mut observers,
+        stop: &stop,
+    };
     if train(learner, rollouts, &mut state, &mut around)? == End::Interrupted {
         return Ok(interrupted(algorithm, args, state.update, &mut observers));
     }

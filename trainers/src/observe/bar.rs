@@ -126,7 +126,8 @@ impl TrainObserver for ProgressBar {
         let update = event.update();
         if let Some(metrics) = event.metrics() {
             self.latest.extend(metrics.iter().map(|(k, v)| (*k, *v)));
-            self.bar.set_position(update);
+            // A verdict on an earlier policy may come late.
+            self.bar.set_position(update.max(self.bar.position()));
             self.bar.set_message(self.message());
         }
         match event {
@@ -142,7 +143,7 @@ impl TrainObserver for ProgressBar {
             TrainEvent::Dropped { tensor, .. } => {
                 self.say(&format!("update {update} dropped: {tensor} is not finite"));
             }
-            TrainEvent::Evaluated { .. } if self.plain => self.line(update),
+            TrainEvent::Evaluated { .. } if self.plain => self.line(self.bar.position()),
             TrainEvent::Updated { .. }
                 if self.plain && self.last_line.is_none_or(|t| t.elapsed() >= LINE_EVERY) =>
             {

@@ -4,6 +4,7 @@
 
 mod dagger;
 mod guards;
+mod judge;
 mod learns;
 mod presets;
 mod resume;
@@ -88,6 +89,7 @@ fn program(root: &Path, algorithm: &str, sets: &[String]) {
     std::fs::write(&path, SETTINGS.replace("SQUASH", "false")).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_train"));
     command.arg(algorithm).arg("--config").arg(&path).arg("--output-dir").arg(root.join("run"));
+    // What is set later counts.
     command.args(["--set", "eval.every=0", "--set", "eval.final_episodes=0"]);
     for set in sets {
         command.args(["--set", set]);
@@ -155,7 +157,8 @@ fn train(
         }
     };
     let mut observers = Observers::default();
-    let mut around = Around { acting: None, run: &run, observers: &mut observers, stop };
+    let mut around =
+        Around { acting: None, judge: None, run: &run, observers: &mut observers, stop };
     let end = train_on_policy(
         algo.as_mut(),
         &mut rollouts,
@@ -207,7 +210,8 @@ fn train_sac(config: &RlConfig, root: &Path) -> Sac {
     let mut state = resume(&run, &mut sac, &mut rollouts);
     let turns = Turns { decisions: 1, updates_per_decision: 1.0, warmup: config.rollout.warmup };
     let (mut observers, stop) = (Observers::default(), StopFlag::default());
-    let mut around = Around { acting: None, run: &run, observers: &mut observers, stop: &stop };
+    let mut around =
+        Around { acting: None, judge: None, run: &run, observers: &mut observers, stop: &stop };
     let end = train_off_policy(
         &mut sac,
         &mut rollouts,
