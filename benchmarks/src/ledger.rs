@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use simloop_trainers::EpisodeRecord;
 
 use crate::BenchError;
+use crate::outcome::SESSIONS_FILE;
 
 /// The name of the manifest in a result folder.
 pub const MANIFEST_FILE: &str = "run.json";
@@ -231,7 +232,7 @@ impl Ledger {
         self.done.get(&(task.to_owned(), trial)).map(|&i| &self.records[i])
     }
 
-    /// Deletes the run in `dir` (manifest, ledger, actions, videos, reports) and leaves everything else there.
+    /// Deletes the run in `dir` (manifest, ledger, sessions, actions, videos, reports) and leaves everything else there.
     ///
     /// # Errors
     /// [`BenchError::Folder`] if the system refuses.
@@ -240,9 +241,15 @@ impl Ledger {
             return Ok(());
         }
         // The manifest goes last: a folder that still has one can be deleted again.
-        for name in
-            ["actions", "videos", LEDGER_FILE, "eval_info.json", "report.html", MANIFEST_FILE]
-        {
+        for name in [
+            "actions",
+            "videos",
+            LEDGER_FILE,
+            SESSIONS_FILE,
+            "eval_info.json",
+            "report.html",
+            MANIFEST_FILE,
+        ] {
             let path = dir.join(name);
             let result = if path.is_dir() {
                 std::fs::remove_dir_all(&path)

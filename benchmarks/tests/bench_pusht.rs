@@ -187,6 +187,9 @@ fn a_folder_with_a_run_is_refused_and_changes_are_listed() {
         "{message}"
     );
     digest(&bench(&folder, &["--overwrite", "--seed", "5"]).output().unwrap());
+    // Nothing of the run before counts, its time neither.
+    let sessions = std::fs::read_to_string(folder.join("sessions.jsonl")).unwrap();
+    assert_eq!(sessions.lines().count(), 1);
 }
 
 #[test]
