@@ -5,6 +5,7 @@ mod bridge_common;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bridge_common::{fake_worker, fault, reset_ok, rust_worker, serve_if_started};
 use ndarray::{Array2, array};
@@ -189,6 +190,14 @@ fn a_rust_workers_faults_keep_their_class() {
     assert!(matches!(error, EnvError::Config { detail } if detail == "no such suite"));
 }
 
+/// Whether each of its threads is stopped by a signal.
+fn all_stopped(pid: u32) -> bool {
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        stat[stat.rfind(')').unwrap()..].starts_with(") T")
+    })
+}
+
 #[test]
 fn a_sleeping_worker_is_late_at_once_and_a_busy_one_is_waited_for() {
     let mut config = rust_worker(json!({ "faults": { "1": "hang", "2": "busy" } }));
@@ -199,8 +208,13 @@ fn a_sleeping_worker_is_late_at_once_and_a_busy_one_is_waited_for() {
     for seed in [1, 3] {
         reset_ok(&mut env, seed);
         if seed == 3 {
-            let pid = env.pid().to_string();
-            std::process::Command::new("kill").args(["-STOP", &pid]).status().unwrap();
+            let pid = env.pid();
+            let stop = ["-STOP", &pid.to_string()].map(str::to_owned);
+            std::process::Command::new("kill").args(stop).status().unwrap();
+            // A busy machine takes its time to stop every thread.
+            while !all_stopped(pid) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         let error = env.step(array![0.0].view(), true).unwrap_err();
         assert_eq!(error.class(), "deadline", "{error}");
