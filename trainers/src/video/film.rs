@@ -32,3 +32,35 @@ pub fn film(
     }
     if hash.finish() == trace { Ok(last) } else { Err(VideoError::Differs) }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+    use simloop_envs::ResetOptions;
+    use simloop_envs::pusht::{PushtConfig, PushtEnv};
+
+    use super::*;
+    use crate::video::VideoFormat;
+
+    #[test]
+    fn no_film_passes_for_an_episode_that_it_does_not_show() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut env = PushtEnv::new(PushtConfig::default()).unwrap();
+        let request = ResetRequest { seed: Some(3), options: ResetOptions::default() };
+        let actions = Array2::from_elem((4, 2), 256.0);
+        let mut trace = TraceHash::default();
+        trace.reset(&env.reset(request.seed, &request.options).unwrap().0);
+        for action in actions.outer_iter() {
+            trace.step(action.iter(), &env.step(action, false).unwrap());
+        }
+        let trace = trace.finish();
+        for (t, differs) in [(4, false), (3, true)] {
+            let format = VideoFormat::default();
+            let mut writer = VideoWriter::create(folder.path(), 10.0, format).unwrap();
+            let shown = actions.slice(ndarray::s![..t, ..]);
+            let film = film(&mut env, &request, shown, &trace, &mut writer);
+            assert_eq!(matches!(film, Err(VideoError::Differs)), differs, "{film:?}");
+            assert_eq!(film.is_ok(), !differs);
+        }
+    }
+}
