@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use simloop_algos::BcConfig;
 use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtObs};
@@ -240,7 +241,7 @@ impl Default for EvalConfig {
 
 /// Settings that may differ when a run goes on: they decide how often one looks and saves and how fast it goes, not what
 /// is learned.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
     "threads",
     "device",
     "data.path",
@@ -258,6 +259,7 @@ const FREE: [&str; 17] = [
     "train.max_dropped",
     "eval.every",
     "eval.final_episodes",
+    "eval.videos",
 ];
 
 impl RunConfig {
@@ -377,7 +379,7 @@ impl RunConfig {
         let free = |key: &str| {
             FREE.contains(&key) || (open_ended && matches!(key, "train.updates" | "train.epochs"))
         };
-        differences(earlier, &self.to_toml()?, free)
+        differences::<Self>(earlier, &self.to_toml()?, free)
     }
 }
 
@@ -407,11 +409,15 @@ pub(crate) fn merged(text: &str, sets: &[String]) -> Result<String, String> {
 }
 
 /// Settings that differ between two texts and are not `free`, as `key: old → new` lines.
-pub(crate) fn differences(
+pub(crate) fn differences<C: Serialize + DeserializeOwned>(
     earlier: &str,
     now: &str,
     free: impl Fn(&str) -> bool,
 ) -> Result<Vec<String>, TrainerError> {
+    // A setting that the earlier program did not know had what is its default now. Text that is no settings of ours any more
+    // is compared as it stands.
+    let filled = toml::from_str::<C>(earlier).ok().and_then(|config| toml::to_string(&config).ok());
+    let earlier = filled.as_deref().unwrap_or(earlier);
     let parse = |text: &str| -> Result<BTreeMap<String, String>, TrainerError> {
         let table: toml::Table = toml::from_str(text).map_err(|e| {
             TrainerError::config(format!("read the settings of the run to resume: {e}"))
@@ -547,6 +553,12 @@ mod tests {
         let old = parse(MINIMAL, &constant).unwrap().to_toml().unwrap();
         let longer = parse(MINIMAL, &[constant[0], "train.epochs=200"]).unwrap();
         assert!(longer.differences(&old).unwrap().is_empty());
+        // An earlier program that had no such setting did what is the default now.
+        let older = old.replace("mask_padding = true\n", "");
+        assert_ne!(older, old);
+        assert!(longer.differences(&older).unwrap().is_empty());
+        let unmasked = parse(MINIMAL, &[constant[0], "train.mask_padding=false"]).unwrap();
+        assert_eq!(unmasked.differences(&older).unwrap(), ["train.mask_padding: true → false"]);
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl RlConfig {
     /// # Errors
     /// [`TrainerError::Config`] if `earlier` is no TOML.
     pub fn differences(&self, earlier: &str) -> Result<Vec<String>, TrainerError> {
-        differences(earlier, &self.to_toml()?, |key| FREE.contains(&key))
+        differences::<Self>(earlier, &self.to_toml()?, |key| FREE.contains(&key))
     }
 }
 
