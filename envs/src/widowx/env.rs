@@ -1,8 +1,7 @@
 //! [`WidowXEnv`]: the robot as an [`Env`].
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ndarray::{ArrayView1, arr1};
@@ -14,6 +13,7 @@ use super::fault::{Fault, FaultKind};
 use super::messages::EnvParams;
 use super::observation::RobotObs;
 use super::safety::{Change, Event, GatedArm, Limits, Stepped};
+use super::session::{MAY_MOVE, Session};
 use super::stop::{Consent, EmergencyStop};
 use crate::{
     ActionConvention, BoxSpace, ControlMode, Env, EnvError, EnvSpec, Frame, GripperConvention,
@@ -175,76 +175,6 @@ impl WidowXConfig {
             return wrong("use a robot without a camera".to_owned());
         }
         Ok(())
-    }
-}
-
-/// What outlives one environment: a faulted environment is dropped, the robot server stays.
-#[derive(Clone, Default)]
-pub struct Session(Arc<Mutex<SessionState>>);
-
-#[derive(Default)]
-struct SessionState {
-    initialised: bool,
-    primed: bool,
-    known_before: bool,
-    unclean: Option<Fault>,
-    consent: Option<Consent>,
-    warn: Option<Warn>,
-}
-
-/// Called at once with what the person beside the robot must hear now.
-pub type Warn = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// What is said while a server that closed the connection may be initialising the robot.
-const MAY_MOVE: &str = "The trial is void: the robot server closed the connection. It may be initialising the robot again, and \
-                        then the arm moves to its neutral pose by itself. KEEP CLEAR.";
-/// What is said of a server that was initialised before.
-const KNOWN_BEFORE: &str = "The robot server was initialised before this run, with the same parameters. If it met a fault or \
-                            other parameters since its start, its gripper is unreliable: restart it to be sure.";
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state();
-        f.debug_struct("Session")
-            .field("initialised", &state.initialised)
-            .field("known_before", &state.known_before)
-            .field("unclean", &state.unclean)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Session {
-    fn state(&self) -> MutexGuard<'_, SessionState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives consent for the next `reset` and the episode that it begins.
-    pub fn consent(&self, consent: Consent) {
-        self.state().consent = Some(consent);
-    }
-
-    /// Who is called with what cannot wait for the end of a request.
-    pub fn on_warning(&self, warn: Warn) {
-        self.state().warn = Some(warn);
-    }
-
-    fn warn(&self, words: &str) {
-        let warn = self.state().warn.clone();
-        if let Some(warn) = warn {
-            warn(words);
-        } else {
-            tracing::warn!("{words}");
-        }
-    }
-
-    /// What to say of a server that knew the robot before this session initialised it; `None` for one that did not.
-    pub fn known_before(&self) -> Option<&'static str> {
-        self.state().known_before.then_some(KNOWN_BEFORE)
-    }
-
-    /// The fault after which the server must be restarted, if there was one and it was not yet.
-    pub fn unclean(&self) -> Option<Fault> {
-        self.state().unclean.clone()
     }
 }
 

@@ -8,6 +8,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `env` | [`WidowXEnv`]: the robot as an [`Env`](crate::Env), BridgeData V2's conventions, OpenVLA's order |
+//! | `session` | what is known of a robot server between episodes, and who is warned |
 //! | `actions` | un-normalisation, gripper modes |
 //! | [`safety`] | the gate in front of every command |
 //! | `stop` | emergency stop and consent |
@@ -31,6 +32,7 @@ mod mock;
 mod observation;
 pub mod pickle;
 pub mod safety;
+mod session;
 mod stop;
 pub mod zmtp;
 
@@ -38,12 +40,12 @@ pub use actions::{ActionUnits, BRIDGE_Q01, BRIDGE_Q99, Gripper, GripperMode, unn
 pub use arm::{Arm, Pose, rotate, rotation_from_rpy};
 pub use client::{Deadlines, PORT, Probe, RobotClient};
 pub use env::{
-    CAMERA, MAX_EPISODE_STEPS, Profile, Ready, Session, StepTrace, WIDOWX, Warn, WidowXConfig,
-    WidowXEnv,
+    CAMERA, MAX_EPISODE_STEPS, Profile, Ready, StepTrace, WIDOWX, WidowXConfig, WidowXEnv,
 };
 pub use fault::{Fault, FaultKind};
 pub use messages::EnvParams;
 pub use mock::{MockArm, Scene};
 pub use observation::RobotObs;
 pub use safety::GatedArm;
+pub use session::{Session, Warn};
 pub use stop::{Consent, EmergencyStop};
