@@ -19,7 +19,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
 use simloop_policies::StochasticActor;
-use simloop_policies::optim::{AdamW, AdamWConfig, Step};
+use simloop_policies::nn::Tape;
+use simloop_policies::optim::{AdamW, AdamWConfig, Step, accumulate_taped};
 use tch::Tensor;
 
 use crate::advantage::{GroupBaseline, group_relative};
@@ -118,13 +119,14 @@ impl<A: StochasticActor> Grpo<A> {
             for (i, advantage) in pass.cut(advantage).iter().enumerate() {
                 let reference = self.reference.as_ref();
                 let minibatch = pass.minibatch(i);
+                let tape = Tape::record(&[self.actor.params()]);
                 let policy =
                     policy_loss(&self.actor, reference, surrogate, &minibatch, advantage, sums)?;
                 let policy = match policy {
                     Ok(policy) => policy,
                     Err(tensor) => return Ok(Some(tensor)),
                 };
-                self.optim.accumulate(&policy.loss)?;
+                accumulate_taped(tape, &mut [(&mut self.optim, &policy.losses)])?;
                 match self.optim.step(self.config.actor.learning_rate) {
                     Step::Dropped { tensor } => return Ok(Some(tensor)),
                     Step::Applied { grad_norm } => sums.add("train/grad_norm", grad_norm),

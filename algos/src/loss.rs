@@ -16,12 +16,12 @@ pub mod value;
 #[cfg(test)]
 mod parity;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::AlgoError;
 
 pub use ratio::{Clip, Surrogate, clipped_surrogate, kl_to_reference};
-pub use soft::{sac_actor_loss, sac_critic_loss, sac_target, temperature_loss};
+pub use soft::{ActorLoss, sac_actor_loss, sac_critic_loss, sac_target, temperature_loss};
 pub use value::{normalized, value_loss};
 
 /// Checks a shape.
@@ -59,6 +59,31 @@ fn expect_dims<const R: usize>(what: &'static str, tensor: &Tensor) -> Result<[i
 pub fn masked_sum(loss: &Tensor, valid: &Tensor) -> Result<(Tensor, Tensor), AlgoError> {
     expect_shape("loss", loss, &valid.size())?;
     Ok(((loss * valid).sum(Kind::Float), valid.sum(Kind::Float)))
+}
+
+/// A tensor's numbers, row by row: a few hundred are dealt with here sooner than kernels start.
+fn numbers(x: &Tensor) -> Vec<f64> {
+    let x = x.detach().to_device(Device::Cpu).contiguous();
+    let n = x.numel();
+    if x.kind() == Kind::Float {
+        let mut numbers = vec![0f32; n];
+        x.copy_data(&mut numbers, n);
+        return numbers.into_iter().map(f64::from).collect();
+    }
+    let mut numbers = vec![0f64; n];
+    x.to_kind(Kind::Double).copy_data(&mut numbers, n);
+    numbers
+}
+
+/// Numbers in the shape, of the kind and on the device of `x`.
+fn like(x: &Tensor, numbers: &[f64]) -> Tensor {
+    let kind = x.kind();
+    let flat = if kind == Kind::Float {
+        Tensor::from_slice(&numbers.iter().map(|&v| v as f32).collect::<Vec<_>>())
+    } else {
+        Tensor::from_slice(numbers).to_kind(kind)
+    };
+    flat.to_device(x.device()).reshape(x.size())
 }
 
 /// The mean of `x` where `valid` is 1, in the kind of `x`; 0 if it is 1 nowhere.

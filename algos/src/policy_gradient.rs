@@ -3,6 +3,7 @@
 use rand::seq::SliceRandom as _;
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
+use simloop_policies::nn::Loss;
 use simloop_policies::{ObsBatch, StochasticActor};
 use tch::{Kind, Tensor};
 
@@ -226,14 +227,13 @@ impl<'a> Pass<'a> {
 
 /// What the policy is to go down, and how far it has gone.
 pub(crate) struct PolicyLoss {
-    /// Scalar, with gradient.
-    pub loss: Tensor,
+    /// Its terms.
+    pub losses: Vec<Loss>,
     /// Divergence from the policy that acted.
     pub approx_kl: f64,
 }
 
 /// The loss of `actor` on `decisions`; `advantage` is `[n]`, already chosen and scaled. The inner error names what is not finite.
-#[expect(clippy::assign_op_pattern, reason = "tch would add in place, into a tensor of the graph")]
 pub(crate) fn policy_loss<A: StochasticActor>(
     actor: &A,
     reference: Option<&A>,
@@ -251,28 +251,34 @@ pub(crate) fn policy_loss<A: StochasticActor>(
     let spread = advantage.unsqueeze(1).expand_as(&new);
     let clip = Clip { low: config.clip, high: config.clip_high.unwrap_or(config.clip) };
     let surrogate = clipped_surrogate(&new, old, &spread, mask, clip)?;
-    let mut loss = surrogate.loss;
+    let mut value = surrogate.loss;
+    let mut losses = vec![Loss::Slopes(vec![(new, surrogate.slope)])];
     if config.entropy_coef != 0.0 || sums.want_entropy() {
         let entropy = (&density.entropy * valid).sum(Kind::Float) / decisions.len() as f64;
-        sums.add("train/entropy", entropy.double_value(&[]));
-        loss = loss - entropy * config.entropy_coef;
+        let nats = entropy.double_value(&[]);
+        sums.add("train/entropy", nats);
+        if config.entropy_coef != 0.0 {
+            value -= nats * config.entropy_coef;
+            losses.push(Loss::Scalar(entropy * -config.entropy_coef));
+        }
     }
     if config.kl_coef > 0.0
         && let Some(reference) = reference
     {
         let before = tch::no_grad(|| reference.density(obs, latent))?.log_prob;
         let kl = kl_to_reference(&density.log_prob, &before, valid)?;
-        sums.add("train/kl_reference", kl.double_value(&[]));
-        loss = loss + kl * config.kl_coef;
+        let nats = kl.double_value(&[]);
+        sums.add("train/kl_reference", nats);
+        value += nats * config.kl_coef;
+        losses.push(Loss::Scalar(kl * config.kl_coef));
     }
-    let value = loss.double_value(&[]);
     if !value.is_finite() {
         return Ok(Err("the policy's loss".to_owned()));
     }
     sums.add("train/policy_loss", value);
     sums.add("train/clip_fraction", surrogate.clip_fraction);
     sums.add("train/approx_kl", surrogate.approx_kl);
-    Ok(Ok(PolicyLoss { loss, approx_kl: surrogate.approx_kl }))
+    Ok(Ok(PolicyLoss { losses, approx_kl: surrogate.approx_kl }))
 }
 
 /// Runs `passes` on `learner`; if it names a tensor that is not finite, everything is as before, bit for bit, and the name is

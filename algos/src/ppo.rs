@@ -20,7 +20,8 @@
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
 use simloop_policies::critic::{ValueNet, values};
-use simloop_policies::optim::{AdamW, AdamWConfig, Schedule, Step, accumulate_both};
+use simloop_policies::nn::{Loss, Tape};
+use simloop_policies::optim::{AdamW, AdamWConfig, Schedule, Step, accumulate_taped};
 use simloop_policies::{ObsBatch, StochasticActor};
 use tch::Tensor;
 
@@ -173,9 +174,11 @@ impl<A: StochasticActor> Ppo<A> {
             let (values, targets) = (pass.cut(&value), pass.cut(&target));
             for i in 0..pass.len() {
                 let minibatch = pass.minibatch(i);
+                let tape = Tape::record(&[self.actor.params(), self.critic.params()]);
                 let seen = self.critic.value(&minibatch.obs)?;
-                let critic = value_loss(&seen, &values[i], &targets[i], self.config.clip_value)?;
-                let number = critic.double_value(&[]);
+                let (number, slope) =
+                    value_loss(&seen, &values[i], &targets[i], self.config.clip_value)?;
+                let critic = [Loss::Slopes(vec![(seen, slope)])];
                 if !number.is_finite() {
                     return Ok(Some("the critic's loss".to_owned()));
                 }
@@ -193,8 +196,9 @@ impl<A: StochasticActor> Ppo<A> {
                         Err(tensor) => return Ok(Some(tensor)),
                     };
                     let (actor, optim) = (&mut self.actor_optim, &mut self.critic_optim);
-                    accumulate_both((actor, &policy.loss), (optim, &critic))?;
-                    match actor.step(lr_actor) {
+                    let pairs = &mut [(actor, &*policy.losses), (optim, &critic)];
+                    accumulate_taped(tape, pairs)?;
+                    match self.actor_optim.step(lr_actor) {
                         Step::Dropped { tensor } => return Ok(Some(tensor)),
                         Step::Applied { grad_norm } => sums.add("train/grad_norm", grad_norm),
                     }
@@ -204,7 +208,7 @@ impl<A: StochasticActor> Ppo<A> {
                         sums.add("train/kl_stop", 1.0);
                     }
                 } else {
-                    self.critic_optim.accumulate(&critic)?;
+                    accumulate_taped(tape, &mut [(&mut self.critic_optim, &critic)])?;
                 }
                 match self.critic_optim.step(lr_critic) {
                     Step::Dropped { tensor } => return Ok(Some(format!("the critic: {tensor}"))),

@@ -18,8 +18,8 @@
 use serde::{Deserialize, Serialize};
 use simloop_envs::SeedTree;
 use simloop_policies::critic::{CriticConfig, QNet};
-use simloop_policies::nn::{Init, Params};
-use simloop_policies::optim::{AdamW, AdamWConfig, FlatParams, Step};
+use simloop_policies::nn::{Init, Loss, Params, Tape, without_gradients};
+use simloop_policies::optim::{AdamW, AdamWConfig, FlatParams, Step, accumulate_taped};
 use simloop_policies::vla::VlaPolicy;
 use simloop_policies::{ImitationModel as _, NoiseStream, ObsBatch};
 use tch::{Kind, Tensor};
@@ -234,10 +234,6 @@ impl Sac {
     ///
     /// # Errors
     /// [`AlgoError::Shape`] without experience; what is not finite is no error but [`Update::Dropped`].
-    #[expect(
-        clippy::assign_op_pattern,
-        reason = "tch would add in place, into a tensor of the graph"
-    )]
     pub fn update(&mut self) -> Result<Update, AlgoError> {
         let (batch, shown) = self.batch()?;
         let mut noise = NoiseStream::new(self.seeds.child("noise").index(self.updates).seed());
@@ -245,42 +241,49 @@ impl Sac {
         let mut sums = Sums::default();
         self.updates += 1;
 
-        let target = tch::no_grad(|| -> Result<Tensor, AlgoError> {
+        let target = without_gradients(|| {
             let (action, log_prob) = self.actor.draw(&batch.next, &mut noise)?;
             let next = self.target.q_values(&batch.next, &action)?;
             sac_target(&batch.reward, &batch.discount, &next, &log_prob, alpha)
         })?;
+        let tape = Tape::record(&[self.critic.params()]);
         let q = self.critic.q_values(&batch.obs, &batch.action)?;
-        let critic_loss = sac_critic_loss(&q, &target)?;
-        let value = critic_loss.double_value(&[]);
+        let (value, slope) = sac_critic_loss(&q, &target)?;
         if !value.is_finite() {
             return Ok(Update::Dropped { tensor: "the critics' loss".to_owned() });
         }
+        let mean_q = q.detach().mean(Kind::Float).double_value(&[]);
+        accumulate_taped(tape, &mut [(&mut self.critic_optim, &[Loss::Slopes(vec![(q, slope)])])])?;
 
-        // The actor's gradient is taken before anything moves, so that a broken one drops the whole update.
+        // Every gradient is taken before anything moves, so that a broken one drops the whole update.
         let moves = self.updates > self.config.critic_warmup
             && self.updates.is_multiple_of(self.config.actor_every.max(1));
         let mut log_prob = None;
         if moves {
+            let tape = Tape::record(&[self.actor.params(), self.critic.params()]);
             let (action, density) = self.actor.draw(&batch.obs, &mut noise)?;
             let worth = self.critic.q_values(&batch.obs, &action)?;
-            let mut loss = sac_actor_loss(&worth, &density, alpha)?;
+            let actor = sac_actor_loss(&worth, &density, alpha)?;
+            let mut number = actor.loss;
+            let slopes = vec![(worth, actor.of_q), (density.shallow_clone(), actor.of_log_prob)];
+            let mut losses = vec![Loss::Slopes(slopes)];
             if self.config.bc_coef > 0.0 && shown > 0 {
                 let seen = batch.obs.narrow(0, shown as usize);
                 let away = self.actor.mode(&seen)? - batch.action.narrow(0, 0, shown);
                 let bc = away.square().sum_dim_intlist(-1, false, Kind::Float).mean(Kind::Float);
-                sums.add("train/bc_loss", bc.double_value(&[]));
-                loss = loss + bc * self.config.bc_coef;
+                let bc_loss = bc.double_value(&[]);
+                sums.add("train/bc_loss", bc_loss);
+                number += bc_loss * self.config.bc_coef;
+                losses.push(Loss::Scalar(bc * self.config.bc_coef));
             }
-            let number = loss.double_value(&[]);
             if !number.is_finite() {
+                self.critic_optim.discard();
                 return Ok(Update::Dropped { tensor: "the actor's loss".to_owned() });
             }
-            self.actor_optim.accumulate(&loss)?;
+            accumulate_taped(tape, &mut [(&mut self.actor_optim, &losses)])?;
             sums.add("train/policy_loss", number);
             log_prob = Some(density.detach());
         }
-        self.critic_optim.accumulate(&critic_loss)?;
         if let Some(tensor) = self.critic_optim.broken().or_else(|| self.actor_optim.broken()) {
             self.critic_optim.discard();
             self.actor_optim.discard();
@@ -299,8 +302,9 @@ impl Sac {
             }
             if self.config.tune_alpha {
                 let entropy = self.config.target_entropy * self.actor.action_width() as f64;
-                let loss = temperature_loss(&self.log_alpha, &log_prob, entropy)?;
-                self.alpha_optim.accumulate(&loss)?;
+                let (_, slope) = temperature_loss(&self.log_alpha, &log_prob, entropy)?;
+                let loss = Loss::Slopes(vec![(self.log_alpha.shallow_clone(), slope)]);
+                accumulate_taped(Tape::record(&[]), &mut [(&mut self.alpha_optim, &[loss])])?;
                 self.alpha_optim.step(self.config.actor.learning_rate);
             }
             sums.add("train/entropy", -log_prob.mean(Kind::Float).double_value(&[]));
@@ -310,7 +314,7 @@ impl Sac {
             let _ = self.target_flat.values().shallow_clone().lerp_(online, self.config.tau);
         });
         sums.add("train/value_loss", value);
-        sums.add("train/q", q.mean(Kind::Float).double_value(&[]));
+        sums.add("train/q", mean_q);
         sums.add("train/alpha", alpha);
         Ok(Update::Applied(sums.means()))
     }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::nn::{Activation, LayerNorm, Linear, Params, Scope};
+use crate::nn::{Activation, Mlp, MlpOptions, Params, Scope};
 use crate::vla::{Perception, VlaPolicy};
 use crate::{ObsBatch, PolicyError};
 
@@ -36,53 +36,22 @@ impl Default for CriticConfig {
     }
 }
 
-/// Layers to one number per row.
-struct Tower {
-    layers: Vec<(Linear, Option<LayerNorm>)>,
-    activation: Activation,
-}
-
-impl Tower {
-    fn new(scope: &Scope, config: &CriticConfig, inputs: i64) -> Result<Self, PolicyError> {
-        if config.hidden.iter().any(|&w| w < 1) {
+impl CriticConfig {
+    /// From `inputs` numbers to one per row.
+    fn build(&self, scope: &Scope, inputs: i64) -> Result<Mlp, PolicyError> {
+        if self.hidden.iter().any(|&w| w < 1) {
             return Err(PolicyError::Config {
-                detail: format!(
-                    "build a critic of widths {:?}: all must be positive",
-                    config.hidden
-                ),
+                detail: format!("build a critic of widths {:?}: all must be positive", self.hidden),
             });
         }
-        let mut layers = Vec::new();
-        let mut width = inputs;
-        for (i, &next) in config.hidden.iter().chain(&[1]).enumerate() {
-            let scope = scope.sub(i);
-            let between = i > 0 && i < config.hidden.len();
-            let linear = Linear::new(&scope, width, next).in_bf16(config.bf16 && between);
-            let norm = (config.layer_norm && i < config.hidden.len())
-                .then(|| LayerNorm::new(&scope.sub("norm"), next, 1e-5));
-            layers.push((linear, norm));
-            width = next;
-        }
-        Ok(Self { layers, activation: config.activation })
-    }
-
-    /// `[B, inputs]` to `[B]`.
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let mut x = x.shallow_clone();
-        let last = self.layers.len() - 1;
-        for (i, (linear, norm)) in self.layers.iter().enumerate() {
-            x = linear.forward(&x);
-            if i < last {
-                if let Some(norm) = norm {
-                    x = norm.forward(&x);
-                }
-                x = self.activation.consume(x);
-                if i + 1 == last {
-                    x = x.to_kind(Kind::Float);
-                }
-            }
-        }
-        x.squeeze_dim(-1)
+        let sizes: Vec<i64> = [inputs].iter().chain(&self.hidden).chain(&[1]).copied().collect();
+        let options = MlpOptions {
+            activation: self.activation,
+            layer_norm: self.layer_norm,
+            bf16: self.bf16,
+            activated: false,
+        };
+        Ok(Mlp::with(scope, &sizes, options))
     }
 }
 
@@ -90,7 +59,7 @@ impl Tower {
 pub struct ValueNet {
     params: Params,
     perception: Perception,
-    tower: Tower,
+    net: Mlp,
 }
 
 impl ValueNet {
@@ -102,8 +71,8 @@ impl ValueNet {
         let params = Params::new(policy.device(), seed);
         let root = params.root();
         let perception = policy.new_perception(&root)?;
-        let tower = Tower::new(&root.sub("value"), config, perception.fusion().pooled_width())?;
-        Ok(Self { params, perception, tower })
+        let net = config.build(&root.sub("value"), perception.fusion().pooled_width())?;
+        Ok(Self { params, perception, net })
     }
 
     /// Of each window, `[B]`, with gradient.
@@ -111,7 +80,7 @@ impl ValueNet {
     /// # Errors
     /// [`PolicyError`] for windows that do not fit.
     pub fn value(&self, obs: &ObsBatch) -> Result<Tensor, PolicyError> {
-        Ok(self.tower.forward(&self.perception.context(obs, None)?.pooled))
+        Ok(self.net.forward(&self.perception.context(obs, None)?.pooled).squeeze_dim(-1))
     }
 
     /// Its parameters.
@@ -124,7 +93,7 @@ impl ValueNet {
 pub struct QNet {
     params: Params,
     perception: Perception,
-    towers: Vec<Tower>,
+    nets: Vec<Mlp>,
 }
 
 impl QNet {
@@ -143,10 +112,10 @@ impl QNet {
         let root = params.root();
         let perception = policy.new_perception(&root)?;
         let width = perception.fusion().pooled_width() + inputs;
-        let towers = (0..ensemble)
-            .map(|e| Tower::new(&root.sub(format!("q{e}")), config, width))
+        let nets = (0..ensemble)
+            .map(|e| config.build(&root.sub(format!("q{e}")), width))
             .collect::<Result<_, _>>()?;
-        Ok(Self { params, perception, towers })
+        Ok(Self { params, perception, nets })
     }
 
     /// Of chunks `[B, inputs]`, normalised: `[E, B]`, with gradient.
@@ -155,9 +124,7 @@ impl QNet {
     /// [`PolicyError`] for windows that do not fit.
     pub fn q_values(&self, obs: &ObsBatch, chunks: &Tensor) -> Result<Tensor, PolicyError> {
         let context = self.perception.context(obs, None)?.pooled;
-        let x = Tensor::cat(&[&context, chunks], 1);
-        let each: Vec<_> = self.towers.iter().map(|tower| tower.forward(&x)).collect();
-        Ok(Tensor::stack(&each, 0))
+        Ok(Mlp::forward_stacked(&self.nets, &[&context, chunks]).squeeze_dim(-1))
     }
 
     /// Its parameters.

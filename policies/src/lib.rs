@@ -29,6 +29,7 @@ mod model;
 mod noise;
 mod policy;
 mod random;
+mod raw;
 
 pub mod checkpoint;
 pub mod chunk;

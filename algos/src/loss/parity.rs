@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use simloop_policies::heads::gaussian::Gaussian;
+use simloop_policies::nn::Loss;
 use tch::{Kind, Tensor};
 
 use super::*;
@@ -116,16 +117,15 @@ fn ppos_surrogate_and_its_gradient_are_pytorchs() {
     Case::each("ppo", |case| {
         let advantage = normalized(&case.tensor("raw_advantage"));
         case.expect("normalised", &advantage);
-        let new = case.leaf("new");
+        let new = case.tensor("new");
         let advantage = advantage.unsqueeze(1).expand_as(&new);
         let clip = Clip { low: 0.2, high: 0.2 };
         let (old, valid) = (case.tensor("old"), case.tensor("valid"));
         let result = clipped_surrogate(&new, &old, &advantage, Some(&valid), clip).unwrap();
-        case.expect("loss", &result.loss);
+        case.expect_number("loss", result.loss);
         case.expect_number("clip_fraction", result.clip_fraction);
         case.expect_number("approx_kl", result.approx_kl);
-        result.loss.backward();
-        case.expect("grad_new", &new.grad());
+        case.expect("grad_new", &result.slope);
         assert!(result.clip_fraction > 0.2 && result.approx_kl > 1e-3, "the case clips nothing");
     });
 }
@@ -136,13 +136,10 @@ fn the_value_loss_and_its_gradient_are_pytorchs_with_and_without_clipping() {
         Case::each(name, |case| {
             let input =
                 Case { prefix: case.prefix.replace(name, "value"), all: case.all.clone(), ..*case };
-            let value = input.leaf("value");
-            let loss =
-                value_loss(&value, &input.tensor("old_value"), &input.tensor("target"), clip);
-            let loss = loss.unwrap();
-            case.expect("loss", &loss);
-            loss.backward();
-            case.expect("grad_value", &value.grad());
+            let [value, old, target] = ["value", "old_value", "target"].map(|x| input.tensor(x));
+            let (loss, slope) = value_loss(&value, &old, &target, clip).unwrap();
+            case.expect_number("loss", loss);
+            case.expect("grad_value", &slope);
         });
     }
 }
@@ -161,14 +158,14 @@ fn grpos_loss_with_clip_higher_and_divergence_is_pytorchs() {
         let clip = Clip { low: 0.2, high: 0.28 };
         let old = case.tensor("old");
         let result = clipped_surrogate(&new, &old, &advantage, Some(&valid), clip).unwrap();
-        case.expect("loss", &result.loss);
+        case.expect_number("loss", result.loss);
         case.expect_number("clip_fraction", result.clip_fraction);
         case.expect_number("approx_kl", result.approx_kl);
         let kl = kl_to_reference(&new, &case.tensor("reference"), &valid).unwrap();
         case.expect("kl_to_reference", &kl);
-        let total = result.loss + kl * 0.04;
-        case.expect("total", &total);
-        total.backward();
+        case.expect_number("total", result.loss + kl.double_value(&[]) * 0.04);
+        let surrogate = Loss::Slopes(vec![(new.shallow_clone(), result.slope)]);
+        (surrogate.scalar() + kl * 0.04).backward();
         case.expect("grad_new", &new.grad());
     });
 }
@@ -183,9 +180,10 @@ fn sacs_actor_loss_reaches_mean_and_deviation_as_in_pytorch() {
         case.expect("log_prob", &log_prob);
         let q = case.tensor("weight").matmul(&action.tr()) + case.tensor("bias");
         let log_prob = log_prob.sum_dim_intlist(-1, false, None);
-        let loss = sac_actor_loss(&q, &log_prob, 0.2).unwrap();
-        case.expect("loss", &loss);
-        loss.backward();
+        let actor = sac_actor_loss(&q, &log_prob, 0.2).unwrap();
+        case.expect_number("loss", actor.loss);
+        let slopes = vec![(q, actor.of_q), (log_prob, actor.of_log_prob)];
+        Loss::Slopes(slopes).scalar().backward();
         case.expect("grad_mean", &gaussian.mean.grad());
         case.expect("grad_log_std", &gaussian.log_std.grad());
     });
@@ -203,22 +201,19 @@ fn sacs_target_and_critic_loss_are_pytorchs() {
         )
         .unwrap();
         case.expect("target", &target);
-        let q = case.leaf("q");
-        let loss = sac_critic_loss(&q, &target).unwrap();
-        case.expect("loss", &loss);
-        loss.backward();
-        case.expect("grad_q", &q.grad());
+        let (loss, slope) = sac_critic_loss(&case.tensor("q"), &target).unwrap();
+        case.expect_number("loss", loss);
+        case.expect("grad_q", &slope);
     });
 }
 
 #[test]
 fn sacs_temperature_loss_is_pytorchs() {
     Case::each("sac_temperature", |case| {
-        let log_alpha = case.leaf("log_alpha");
+        let (log_alpha, log_prob) = (case.tensor("log_alpha"), case.tensor("log_prob"));
         let target_entropy = case.number("target_entropy");
-        let loss = temperature_loss(&log_alpha, &case.tensor("log_prob"), target_entropy).unwrap();
-        case.expect("loss", &loss);
-        loss.backward();
-        case.expect("grad_log_alpha", &log_alpha.grad());
+        let (loss, slope) = temperature_loss(&log_alpha, &log_prob, target_entropy).unwrap();
+        case.expect_number("loss", loss);
+        case.expect("grad_log_alpha", &slope);
     });
 }

@@ -4,9 +4,9 @@
 //! note "Approximating KL Divergence" (2020) for the estimator k3, DAPO (arXiv 2503.14476) for two-sided clipping.
 //! `N` decisions; `K` ratios per decision: 1 for a chunk, or one per action or token.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-use super::{expect_dims, expect_shape, masked_mean};
+use super::{expect_dims, expect_shape, like, masked_mean, numbers};
 use crate::AlgoError;
 
 /// How far a ratio may move: `[1 - low, 1 + high]`. PPO has both equal; a greater `high` is DAPO's clip-higher
@@ -22,8 +22,10 @@ pub struct Clip {
 /// What [`clipped_surrogate`] returns.
 #[derive(Debug)]
 pub struct Surrogate {
-    /// To be minimised; scalar, with gradient to the new log-probs.
-    pub loss: Tensor,
+    /// To be minimised.
+    pub loss: f64,
+    /// Its gradient for the new log-probs, `[N, K]`.
+    pub slope: Tensor,
     /// The part of the ratios that lie outside the clip's range.
     pub clip_fraction: f64,
     /// KL(old || new) by k3, `mean((r - 1) - ln r)`, nats (Stable-Baselines3's `approx_kl`). The actions are drawn from
@@ -52,44 +54,29 @@ pub fn clipped_surrogate(
     if let Some(valid) = valid {
         expect_shape("valid", valid, &shape)?;
     }
-    let advantage = advantage.detach();
-    let log_ratio = new - old.detach();
-    // Padding gets ratio 1, so that its exponential cannot overflow into 0 · ∞.
-    let log_ratio = match valid {
-        Some(valid) => log_ratio * valid,
-        None => log_ratio,
-    };
-    let ratio = log_ratio.exp();
+    let valid = valid.map(numbers);
+    let counts = |i: usize| valid.as_ref().is_none_or(|valid| valid[i] != 0.0);
+    let rows = numbers(new).into_iter().zip(numbers(old)).zip(numbers(advantage));
+    let count = (0..new.numel()).filter(|&i| counts(i)).count().max(1) as f64;
     let (least, most) = (1.0 - clip.low, 1.0 + clip.high);
-    let clipped = ratio.clamp(least, most);
-    let gain = (&ratio * &advantage).minimum(&(clipped * &advantage));
-    let loss = match valid {
-        Some(valid) => -masked_mean(&gain, valid),
-        None => -gain.mean(gain.kind()),
-    };
-    // What is only reported needs no kernels: a dozen cost more than the numbers themselves.
-    let (log_ratio, valid) = (host(&log_ratio), valid.map(host));
-    let (mut count, mut outside, mut k3) = (0.0, 0.0, 0.0);
-    for (i, log_ratio) in log_ratio.into_iter().enumerate() {
-        if valid.as_ref().is_some_and(|valid| valid[i] == 0.0) {
-            continue;
-        }
+    let (mut loss, mut outside, mut k3) = (0.0, 0.0, 0.0);
+    let mut slope = vec![0.0; new.numel()];
+    for (i, ((new, old), advantage)) in rows.enumerate().filter(|(i, _)| counts(*i)) {
+        let log_ratio = new - old;
         let ratio = log_ratio.exp();
-        count += 1.0;
+        let (free, clipped) = (ratio * advantage, ratio.clamp(least, most) * advantage);
+        // The clipped gain counts where it is less, and has no slope there.
+        loss -= if clipped < free { clipped } else { free };
+        slope[i] = if clipped < free { 0.0 } else { -free / count };
         outside += f64::from(u8::from(ratio < least || ratio > most));
         k3 += ratio - 1.0 - log_ratio;
     }
-    let count = f64::max(count, 1.0);
-    Ok(Surrogate { loss, clip_fraction: outside / count, approx_kl: k3 / count })
-}
-
-/// All numbers of `x`.
-fn host(x: &Tensor) -> Vec<f64> {
-    let x = x.detach().to_device(Device::Cpu).to_kind(Kind::Double).contiguous();
-    let mut values = vec![0.0; x.numel()];
-    let n = values.len();
-    x.copy_data(&mut values, n);
-    values
+    Ok(Surrogate {
+        loss: loss / count,
+        slope: like(new, &slope),
+        clip_fraction: outside / count,
+        approx_kl: k3 / count,
+    })
 }
 
 /// KL(new || reference) by k3 (Schulman 2020; GRPO, Shao et al. 2024, eq. 4): the mean of
@@ -112,6 +99,8 @@ pub fn kl_to_reference(
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     const CLIP: Clip = Clip { low: 0.2, high: 0.2 };
@@ -124,21 +113,20 @@ mod tests {
     fn a_ratio_out_of_range_in_the_advantages_direction_gets_no_gradient() {
         // Ratios 1.5, 1.5, 0.5, 0.5 with advantages 1, -1, 1, -1: the first and the last are clipped.
         let ratio = [1.5f32, 1.5, 0.5, 0.5];
-        let new = column(&ratio.map(f32::ln)).set_requires_grad(true);
+        let new = column(&ratio.map(f32::ln));
         let advantage = column(&[1.0, -1.0, 1.0, -1.0]);
         let result = clipped_surrogate(&new, &new.zeros_like(), &advantage, None, CLIP).unwrap();
         // -(1.2 - 1.5 + 0.5 - 0.8) / 4.
-        assert!((result.loss.double_value(&[]) - 0.15).abs() < 1e-6);
+        assert!((result.loss - 0.15).abs() < 1e-6);
         let all = new.ones_like();
         let masked =
             clipped_surrogate(&new, &new.zeros_like(), &advantage, Some(&all), CLIP).unwrap();
-        assert!((masked.loss - &result.loss).abs().double_value(&[]) < 1e-7);
+        assert_eq!(masked.loss, result.loss);
         assert_eq!(masked.approx_kl, result.approx_kl);
         assert_eq!(result.clip_fraction, 1.0);
         let k3 = (2.0 * (0.5 - 1.5f64.ln()) + 2.0 * (-0.5 - 0.5f64.ln())) / 4.0;
         assert!((result.approx_kl - k3).abs() < 1e-6);
-        result.loss.backward();
-        let grad = Vec::<f32>::try_from(new.grad().flatten(0, -1)).unwrap();
+        let grad = Vec::<f32>::try_from(result.slope.flatten(0, -1)).unwrap();
         assert_eq!((grad[0], grad[3]), (0.0, 0.0));
         assert!((grad[1] - 1.5 / 4.0).abs() < 1e-6 && (grad[2] + 0.5 / 4.0).abs() < 1e-6);
     }
@@ -153,14 +141,11 @@ mod tests {
             let advantage = Tensor::from_slice2(&[[1f32, 5.0], [-1.0, 5.0]]);
             let result = clipped_surrogate(&new, &old, &advantage, Some(&valid), CLIP).unwrap();
             let kl = kl_to_reference(&new, &old, &valid).unwrap();
-            (&result.loss + &kl).backward();
-            assert_eq!(new.grad().narrow(1, 1, 1).abs().sum(Kind::Float).double_value(&[]), 0.0);
-            (
-                result.loss.double_value(&[]),
-                result.clip_fraction,
-                result.approx_kl,
-                kl.double_value(&[]),
-            )
+            kl.backward();
+            for grad in [new.grad(), result.slope] {
+                assert_eq!(grad.narrow(1, 1, 1).abs().sum(Kind::Float).double_value(&[]), 0.0);
+            }
+            (result.loss, result.clip_fraction, result.approx_kl, kl.double_value(&[]))
         };
         assert_eq!(run(0.0), run(1e4)); // e^10000 overflows
         assert_eq!(run(0.0), run(-1e4));

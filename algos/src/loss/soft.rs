@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use super::{expect_dims, expect_shape};
+use super::{expect_dims, expect_shape, like, numbers};
 use crate::AlgoError;
 
 /// The critics' target `reward + discount (min_E next_q - alpha next_log_prob)`, `[N]`, without gradient (eqs. 3 and 5).
@@ -26,37 +26,67 @@ pub fn sac_target(
     expect_shape("reward", reward, &[n])?;
     expect_shape("discount", discount, &[n])?;
     expect_shape("next log-probs", next_log_prob, &[n])?;
-    let _guard = tch::no_grad_guard();
-    let value = least(next_q) - next_log_prob * alpha;
-    Ok(reward + discount * value)
+    let least = least(&numbers(next_q), n as usize);
+    let target: Vec<f64> = numbers(reward)
+        .into_iter()
+        .zip(numbers(discount))
+        .zip(least)
+        .zip(numbers(next_log_prob))
+        .map(|(((reward, discount), (_, q)), log_prob)| reward + discount * (q - alpha * log_prob))
+        .collect();
+    Ok(like(reward, &target))
 }
 
-/// `0.5 Σ_E mean((q - target)^2)`; `q` `[E, N]`, `target` `[N]`; scalar, with gradient to `q`.
+/// `0.5 Σ_E mean((q - target)^2)` and its gradient for `q`; `q` `[E, N]`, `target` `[N]`.
 ///
 /// # Errors
 /// [`AlgoError::TensorShape`] unless the shapes fit that of `q`.
-pub fn sac_critic_loss(q: &Tensor, target: &Tensor) -> Result<Tensor, AlgoError> {
+pub fn sac_critic_loss(q: &Tensor, target: &Tensor) -> Result<(f64, Tensor), AlgoError> {
     let [_, n] = expect_dims("q", q)?;
     expect_shape("q target", target, &[n])?;
+    let share = 1.0 / n.max(1) as f64;
     // Every critic is compared with the same row of targets.
-    let error = (q - target.detach().unsqueeze(0)).square();
-    Ok(error.sum(q.kind()) * (0.5 / n.max(1) as f64))
+    let targets = numbers(target);
+    let errors: Vec<f64> =
+        numbers(q).iter().zip(targets.iter().cycle()).map(|(q, target)| q - target).collect();
+    let loss = errors.iter().map(|error| error * error).sum::<f64>() * 0.5 * share;
+    let slope: Vec<f64> = errors.iter().map(|error| error * share).collect();
+    Ok((loss, like(q, &slope)))
 }
 
-/// `mean(alpha log_prob - min_E q)` (eq. 7); `q` `[E, N]` of the current policy's own actions, `log_prob` `[N]`; scalar, with
-/// gradient to both.
+/// What the actor goes down, and its gradients.
+#[derive(Debug)]
+pub struct ActorLoss {
+    /// `mean(alpha log_prob - min_E q)`.
+    pub loss: f64,
+    /// For `q`, `[E, N]`: only the least critic of a row has one.
+    pub of_q: Tensor,
+    /// For `log_prob`, `[N]`.
+    pub of_log_prob: Tensor,
+}
+
+/// `mean(alpha log_prob - min_E q)` (eq. 7) and its gradients; `q` `[E, N]` of the current policy's own actions, `log_prob`
+/// `[N]`.
 ///
 /// # Errors
 /// [`AlgoError::TensorShape`] unless the shapes fit that of `q`.
-pub fn sac_actor_loss(q: &Tensor, log_prob: &Tensor, alpha: f64) -> Result<Tensor, AlgoError> {
+pub fn sac_actor_loss(q: &Tensor, log_prob: &Tensor, alpha: f64) -> Result<ActorLoss, AlgoError> {
     let [_, n] = expect_dims("q", q)?;
     expect_shape("log-probs", log_prob, &[n])?;
-    let loss = log_prob * alpha - least(q);
-    Ok(loss.mean(loss.kind()))
+    let (n, share) = (n as usize, 1.0 / n.max(1) as f64);
+    let least = least(&numbers(q), n);
+    let mut of_q = vec![0.0; q.numel()];
+    for (row, (critic, _)) in least.iter().enumerate() {
+        of_q[critic * n + row] = -share;
+    }
+    let each = numbers(log_prob).into_iter().zip(&least);
+    let loss = each.map(|(log_prob, (_, q))| alpha * log_prob - q).sum::<f64>() * share;
+    let of_log_prob = vec![alpha * share; n];
+    Ok(ActorLoss { loss, of_q: like(q, &of_q), of_log_prob: like(log_prob, &of_log_prob) })
 }
 
-/// `-mean(log_alpha (log_prob + target_entropy))` (eq. 18 with `log α` for `α`, as Stable-Baselines3); scalar, with gradient to
-/// `log_alpha` only, which holds one number. `log_prob` is `[N]`.
+/// `-mean(log_alpha (log_prob + target_entropy))` (eq. 18 with `log α` for `α`, as Stable-Baselines3) and its gradient for
+/// `log_alpha`, which holds one number. `log_prob` is `[N]`.
 ///
 /// # Errors
 /// [`AlgoError::TensorShape`] if `log_alpha` has more than one number or `log_prob` another shape.
@@ -64,18 +94,27 @@ pub fn temperature_loss(
     log_alpha: &Tensor,
     log_prob: &Tensor,
     target_entropy: f64,
-) -> Result<Tensor, AlgoError> {
-    let [_] = expect_dims("log-probs", log_prob)?;
+) -> Result<(f64, Tensor), AlgoError> {
+    let [n] = expect_dims("log-probs", log_prob)?;
     if log_alpha.numel() != 1 {
         expect_shape("log alpha", log_alpha, &[1])?;
     }
-    let surplus = (log_prob.detach() + target_entropy).mean(log_prob.kind());
-    Ok(-(log_alpha * surplus).sum(log_alpha.kind()))
+    let slope = -(numbers(log_prob).iter().sum::<f64>() / n.max(1) as f64 + target_entropy);
+    let value = log_alpha.detach().reshape([1]).double_value(&[0]);
+    Ok((value * slope, like(log_alpha, &[slope])))
 }
 
-/// The most pessimistic critic of each row: `[E, N]` to `[N]`.
-fn least(q: &Tensor) -> Tensor {
-    q.min_dim(0, false).0
+/// The most pessimistic critic of each row, of `[E, N]`, and what it says. What is not a number is less than any.
+fn least(q: &[f64], n: usize) -> Vec<(usize, f64)> {
+    let mut least: Vec<(usize, f64)> = q.iter().take(n).map(|&q| (0, q)).collect();
+    for (critic, row) in q.chunks_exact(n.max(1)).enumerate().skip(1) {
+        for (least, &q) in least.iter_mut().zip(row) {
+            if q < least.1 || q.is_nan() {
+                *least = (critic, q);
+            }
+        }
+    }
+    least
 }
 
 #[cfg(test)]
@@ -118,24 +157,22 @@ mod tests {
 
     #[test]
     fn the_actor_follows_the_more_pessimistic_critic() {
-        let q = Tensor::from_slice2(&[[1f64, 4.0], [2.0, 3.0]]).set_requires_grad(true);
-        let log_prob = Tensor::from_slice(&[0f64, 0.0]).set_requires_grad(true);
-        let loss = sac_actor_loss(&q, &log_prob, 0.3).unwrap();
-        assert_eq!(loss.double_value(&[]), -2.0);
-        loss.backward();
-        let grad = Vec::<f64>::try_from(q.grad().flatten(0, -1)).unwrap();
+        let q = Tensor::from_slice2(&[[1f64, 4.0], [2.0, 3.0]]);
+        let log_prob = Tensor::from_slice(&[0f64, 0.0]);
+        let actor = sac_actor_loss(&q, &log_prob, 0.3).unwrap();
+        assert_eq!(actor.loss, -2.0);
+        let grad = Vec::<f64>::try_from(actor.of_q.flatten(0, -1)).unwrap();
         assert_eq!(grad, [-0.5, 0.0, 0.0, -0.5]);
-        assert_eq!(Vec::<f64>::try_from(log_prob.grad()).unwrap(), [0.15, 0.15]);
+        assert_eq!(Vec::<f64>::try_from(actor.of_log_prob).unwrap(), [0.15, 0.15]);
     }
 
     #[test]
     fn the_temperature_rises_while_entropy_is_below_its_target() {
-        let log_alpha = Tensor::from_slice(&[0f64]).set_requires_grad(true);
+        let log_alpha = Tensor::from_slice(&[0f64]);
         // Entropy -log p = 1 below the target 3: descending the loss raises log α.
-        let log_prob = Tensor::from_slice(&[-1f64, -1.0]).set_requires_grad(true);
-        temperature_loss(&log_alpha, &log_prob, 3.0).unwrap().backward();
-        assert!(log_alpha.grad().double_value(&[0]) < 0.0);
-        assert!(!log_prob.grad().defined());
+        let log_prob = Tensor::from_slice(&[-1f64, -1.0]);
+        let (_, slope) = temperature_loss(&log_alpha, &log_prob, 3.0).unwrap();
+        assert_eq!(slope.double_value(&[0]), -2.0);
     }
 
     #[test]

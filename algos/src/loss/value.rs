@@ -4,10 +4,10 @@
 
 use tch::Tensor;
 
-use super::{expect_dims, expect_shape};
+use super::{expect_dims, expect_shape, like, numbers};
 use crate::AlgoError;
 
-/// `0.5 mean((v - target)^2)`, all inputs `[N]`; scalar, with gradient to `value`.
+/// `0.5 mean((v - target)^2)` and its gradient for `value`; all inputs `[N]`.
 ///
 /// With `clip` the value counts as moved by at most `clip` from `old_value`, and the greater of the clipped and the
 /// unclipped error of each row is taken (PPO2; CleanRL `clip_vloss`). Stable-Baselines3's `clip_range_vf` differs: it takes
@@ -20,18 +20,29 @@ pub fn value_loss(
     old_value: &Tensor,
     target: &Tensor,
     clip: Option<f64>,
-) -> Result<Tensor, AlgoError> {
-    let shape: [i64; 1] = expect_dims("value", value)?;
-    expect_shape("old value", old_value, &shape)?;
-    expect_shape("value target", target, &shape)?;
-    let target = target.detach();
-    let mut error = (value - &target).square();
-    if let Some(clip) = clip {
-        let old = old_value.detach();
-        let moved: Tensor = (value - &old).clamp(-clip, clip) + old;
-        error = error.maximum(&(moved - target).square());
-    }
-    Ok(error.mean(error.kind()) * 0.5)
+) -> Result<(f64, Tensor), AlgoError> {
+    let [n]: [i64; 1] = expect_dims("value", value)?;
+    expect_shape("old value", old_value, &[n])?;
+    expect_shape("value target", target, &[n])?;
+    let share = 1.0 / n.max(1) as f64;
+    let mut loss = 0.0;
+    let rows = numbers(value).into_iter().zip(numbers(old_value)).zip(numbers(target));
+    let slope: Vec<f64> = rows
+        .map(|((value, old), target)| {
+            let mut error = value - target;
+            let mut moves = true;
+            if let Some(clip) = clip {
+                let moved = (value - old).clamp(-clip, clip) + old - target;
+                if moved.abs() > error.abs() {
+                    error = moved;
+                    moves = (value - old).abs() <= clip;
+                }
+            }
+            loss += error * error * 0.5 * share;
+            if moves { error * share } else { 0.0 }
+        })
+        .collect();
+    Ok((loss, like(value, &slope)))
 }
 
 /// `(a - mean) / (std + 1e-8)` over the last dimension, `[.., N]`, unbiased deviation (Stable-Baselines3 `ppo/ppo.py`). A single
@@ -53,14 +64,13 @@ mod tests {
     #[test]
     fn a_clipped_value_cannot_gain_by_jumping() {
         // Old 0, new 1, target 2, clip 0.2: the unclipped error is 1, the clipped 1.8² = 3.24, which counts; it has no slope.
-        let value = Tensor::from_slice(&[1f64]).set_requires_grad(true);
+        let value = Tensor::from_slice(&[1f64]);
         let (old, target) = (Tensor::from_slice(&[0f64]), Tensor::from_slice(&[2f64]));
-        let loss = value_loss(&value, &old, &target, Some(0.2)).unwrap();
-        assert!((loss.double_value(&[]) - 1.62).abs() < 1e-12);
-        loss.backward();
-        assert_eq!(value.grad().double_value(&[0]), 0.0);
-        let plain = value_loss(&value, &old, &target, None).unwrap();
-        assert_eq!(plain.double_value(&[]), 0.5);
+        let (loss, slope) = value_loss(&value, &old, &target, Some(0.2)).unwrap();
+        assert!((loss - 1.62).abs() < 1e-12);
+        assert_eq!(slope.double_value(&[0]), 0.0);
+        let (plain, slope) = value_loss(&value, &old, &target, None).unwrap();
+        assert_eq!((plain, slope.double_value(&[0])), (0.5, -1.0));
         let column = value.unsqueeze(1);
         assert!(value_loss(&column, &old, &target, None).is_err());
         assert!(value_loss(&value, &old, &column, None).is_err());

@@ -5,13 +5,16 @@
 //! `sac_continuous_action.py` (log-deviation in [-5, 2]); `softplus` as PETS (arXiv 1805.12114, `dmbrl/modeling/models/BNN.py`:
 //! soft bounds from above and below). Both keep a gradient where a hard clamp would have none.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::mlp::layer_sizes;
+use super::normal;
 use super::{Drawn, Head, HeadShape, StochasticHead};
 use crate::fusion::Context;
-use crate::nn::{Activation, Init, Linear, Mlp, Scope, expect_shape};
+use crate::nn::{Activation, Init, Linear, Mlp, MlpOptions, Scope, expect_shape};
 use crate::{ActMode, Density, NoiseStream, PolicyError, normal_rows};
 
 /// How the network's number becomes a log-deviation between the bounds.
@@ -29,6 +32,9 @@ pub enum StdBound {
 impl StdBound {
     /// Element by element, same shape.
     pub fn apply(self, raw: &Tensor, min: f64, max: f64) -> Tensor {
+        if normal::serves(&[raw]) {
+            return normal::bounded(self, raw, min, max, None);
+        }
         match self {
             Self::Tanh => (raw.tanh() + 1.0) * ((max - min) / 2.0) + min,
             Self::Softplus => {
@@ -139,6 +145,14 @@ impl Gaussian {
         let unsquashed =
             self.squash.then(|| actions.clamp(SQUASH_MARGIN - 1.0, 1.0 - SQUASH_MARGIN).atanh());
         let u = unsquashed.as_ref().unwrap_or(actions);
+        let all = [&self.mean, &self.log_std, u];
+        if !self.squash
+            && !u.requires_grad()
+            && all.iter().all(|x| x.size() == u.size())
+            && normal::serves(&all)
+        {
+            return normal::log_prob(&self.mean, &self.log_std, u);
+        }
         let z: Tensor = (u - &self.mean) * (-&self.log_std).exp();
         self.density(&z, u)
     }
@@ -169,6 +183,17 @@ impl Gaussian {
         (if self.squash { u.tanh() } else { u }, log_prob)
     }
 
+    /// Rows `rows` of a sample as [`Gaussian::reparameterised`] makes it of `[B, T, D]`, `[B, n D]`, and their log-density,
+    /// `[B]`.
+    pub fn draw(&self, z: &Tensor, rows: Range<usize>) -> (Tensor, Tensor) {
+        if normal::serves(&[&self.mean, &self.log_std, z]) {
+            return normal::drawn(&self.mean, &self.log_std, z, self.squash, rows);
+        }
+        let (chunk, log_prob) = self.reparameterised(z);
+        let cut = |x: Tensor| x.narrow(1, rows.start as i64, rows.len() as i64).flatten(1, 2);
+        (cut(chunk), cut(log_prob).sum_dim_intlist(1, false, Kind::Float))
+    }
+
     /// Log-density at `u = mean + std z`, by the change of variables if squashed:
     /// `log(1 - tanh(u)^2) = 2 (ln 2 - u - softplus(-2u))`, which stays exact where `tanh(u)` rounds to 1.
     fn density(&self, z: &Tensor, u: &Tensor) -> Tensor {
@@ -186,7 +211,7 @@ impl Gaussian {
 #[derive(Debug)]
 pub struct GaussianHead {
     trunk: Mlp,
-    mean: Linear,
+    mean: Mlp,
     std: Std,
     config: GaussianConfig,
     shape: HeadShape,
@@ -194,7 +219,7 @@ pub struct GaussianHead {
 
 #[derive(Debug)]
 enum Std {
-    FromContext(Linear),
+    FromContext(Mlp),
     Own(Tensor),
 }
 
@@ -212,6 +237,12 @@ impl GaussianHead {
         let mut sizes = layer_sizes(&config.hidden, shape, 1)?;
         let outputs = sizes.pop().unwrap_or(1);
         let features = sizes.last().copied().unwrap_or(shape.pooled_width);
+        let options = MlpOptions {
+            activation: config.activation,
+            activated: true,
+            bf16: config.bf16,
+            layer_norm: false,
+        };
         let raw = config.init_raw();
         let std = if config.state_dependent_std {
             let init = Init::Uniform { bound: 1e-3 };
@@ -220,13 +251,13 @@ impl GaussianHead {
                 let _guard = tch::no_grad_guard();
                 let _ = bias.shallow_clone().fill_(raw);
             }
-            Std::FromContext(linear)
+            Std::FromContext(Mlp::of(linear))
         } else {
             Std::Own(scope.param("std", &[outputs], Init::Constant(raw)))
         };
         Ok(Self {
-            trunk: Mlp::new(&scope.sub("trunk"), &sizes, config.activation).in_bf16(config.bf16),
-            mean: Linear::new(&scope.sub("mean"), features, outputs),
+            trunk: Mlp::with(&scope.sub("trunk"), &sizes, options),
+            mean: Mlp::of(Linear::new(&scope.sub("mean"), features, outputs)),
             std,
             config: config.clone(),
             shape,
@@ -239,18 +270,18 @@ impl GaussianHead {
     /// [`PolicyError::Shape`].
     pub fn distribution(&self, context: &Context) -> Result<Gaussian, PolicyError> {
         let b = self.shape.expect_context(context)?;
-        let mut features = self.trunk.forward(&context.pooled);
-        if !self.config.hidden.is_empty() {
-            features = self.config.activation.apply(&features).to_kind(Kind::Float);
-        }
+        let features = self.trunk.forward(&context.pooled);
         let chunk = [b, self.shape.chunk_size, self.shape.action_dim];
-        let mean = self.mean.forward(&features).reshape(chunk);
-        let raw = match &self.std {
-            Std::FromContext(linear) => linear.forward(&features).reshape(chunk),
-            Std::Own(raw) => raw.reshape([1, chunk[1], chunk[2]]).expand(chunk, false),
-        };
         let (min, max) = (self.config.min_log_std, self.config.max_log_std);
-        let log_std = self.config.bound.apply(&raw, min, max);
+        let bound = |raw: &Tensor| self.config.bound.apply(raw, min, max);
+        let mean = self.mean.forward(&features).reshape(chunk);
+        let log_std = match &self.std {
+            Std::FromContext(linear) => bound(&linear.forward(&features)).reshape(chunk),
+            Std::Own(raw) if normal::serves(&[raw, &mean]) => {
+                normal::bounded(self.config.bound, raw, min, max, Some(b)).reshape(chunk)
+            }
+            Std::Own(raw) => bound(raw).reshape([1, chunk[1], chunk[2]]).expand(chunk, false),
+        };
         Ok(Gaussian { mean, log_std, squash: self.config.squash })
     }
 

@@ -21,6 +21,7 @@ pub mod diffusion;
 pub mod flow;
 pub mod gaussian;
 pub mod mlp;
+mod normal;
 pub mod steered;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -52,6 +52,28 @@ impl Activation {
             other => other.apply(&x),
         }
     }
+
+    /// Whether the output tells the slope; otherwise the input does.
+    pub(super) fn knows_its_slope(self) -> bool {
+        matches!(self, Self::Relu | Self::Tanh)
+    }
+
+    /// From the gradient of the output to that of the input, by autograd's kernels; `seen` is the output if
+    /// [`Self::knows_its_slope`], else the input.
+    pub(super) fn back(self, grad: &Tensor, seen: &Tensor) -> Tensor {
+        match self {
+            Self::Relu => seen.threshold_backward(grad, 0.0),
+            Self::Gelu => seen.gelu_backward(grad, "none"),
+            Self::GeluTanh => seen.gelu_backward(grad, "tanh"),
+            Self::Silu => seen.silu_backward(grad),
+            Self::Mish => seen.mish_backward(grad),
+            Self::Tanh => Tensor::tanh_backward(grad, seen),
+            Self::QuickGelu => {
+                let gate = (seen * 1.702).sigmoid();
+                grad * (&gate + seen * 1.702 * &gate * (1.0 - &gate))
+            }
+        }
+    }
 }
 
 /// `y = x Wᵀ + b`, `[.., in] -> [.., out]`, and an adapter's part if [`super::lora`] gave it one.
@@ -99,6 +121,16 @@ impl Linear {
         self
     }
 
+    /// What this layer computes in.
+    pub(super) fn kind(&self) -> Kind {
+        self.compute.or(self.runtime.compute.get()).unwrap_or(self.weight.kind())
+    }
+
+    /// Whether it is `x Wᵀ + b` and nothing else.
+    pub(super) fn is_plain(&self) -> bool {
+        self.lora.is_none()
+    }
+
     /// `[.., in] -> [.., out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let compute = self.compute.or(self.runtime.compute.get());
@@ -119,9 +151,9 @@ impl Linear {
 /// Layer normalisation over the last dimension.
 #[derive(Debug)]
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) eps: f64,
 }
 
 impl LayerNorm {
@@ -367,44 +399,5 @@ impl Embedding {
     /// `[..] i64 -> [.., W]`.
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         Tensor::embedding(&self.weight, ids, self.padding.unwrap_or(-1), false, false)
-    }
-}
-
-/// Linear layers with an activation between them.
-#[derive(Debug)]
-pub struct Mlp {
-    layers: Vec<Linear>,
-    activation: Activation,
-}
-
-impl Mlp {
-    /// `sizes` from input to output, at least two; layers are called `0`, `1`, ….
-    pub fn new(scope: &Scope, sizes: &[i64], activation: Activation) -> Self {
-        let layers = sizes
-            .windows(2)
-            .enumerate()
-            .map(|(i, pair)| Linear::new(&scope.sub(i), pair[0], pair[1]))
-            .collect();
-        Self { layers, activation }
-    }
-
-    /// Whether all layers but the first compute in bf16, as [`Linear::in_bf16`]; what comes out is bf16 then.
-    #[must_use]
-    pub fn in_bf16(mut self, on: bool) -> Self {
-        let layers = self.layers.into_iter().enumerate();
-        self.layers = layers.map(|(i, layer)| layer.in_bf16(on && i > 0)).collect();
-        self
-    }
-
-    /// `[.., in] -> [.., out]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        let mut x = x.shallow_clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            if i > 0 {
-                x = self.activation.consume(x);
-            }
-            x = layer.forward(&x);
-        }
-        x
     }
 }

@@ -9,6 +9,8 @@
 //! 4. The norm is looked at before anything is written: if it is not finite the update is dropped and the first gradient
 //!    at fault is named. (`clip_grad_norm_` lets a NaN norm through, and every weight is NaN after.)
 //! 5. Gradients come from `autograd.grad`'s road (`run_backward`), so `Tensor::grad` of the parameters stays empty.
+//! 6. On a CPU a moment below the least normal number becomes zero. Behind dead ReLUs moments fade that far within a thousand
+//!    updates, and a processor takes a hundred times as long for such numbers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,7 +22,7 @@ use super::flat::gather;
 use super::fused::{self, Coefficients};
 use super::{FlatParams, Schedule, Slot};
 use crate::PolicyError;
-use crate::nn::Params;
+use crate::nn::{Loss, Params, Tape};
 
 /// Parameters with rules of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,26 +125,34 @@ fn norm(x: &Tensor) -> f64 {
     x.norm().double_value(&[])
 }
 
-/// [`AdamW::accumulate`] for two models that have nothing in common, such as actor and critic, in one go: for small networks
-/// a backward pass costs little more than its start.
+/// [`AdamW::accumulate`] of sums of losses whose forward pass `tape` has recorded, each for the parameters of its optimizer. They
+/// go backwards together: none may depend on the parameters of another's.
 ///
 /// # Errors
 /// As [`AdamW::accumulate`].
-pub fn accumulate_both(
-    (first, first_loss): (&mut AdamW, &Tensor),
-    (second, second_loss): (&mut AdamW, &Tensor),
+pub fn accumulate_taped(
+    tape: Tape,
+    pairs: &mut [(&mut AdamW, &[Loss])],
 ) -> Result<(), PolicyError> {
-    if first.params.has_checkpoints() || second.params.has_checkpoints() {
-        first.accumulate(first_loss)?;
-        return second.accumulate(second_loss);
+    if !tape.is_on() {
+        return pairs.iter_mut().try_for_each(|(optimizer, losses)| {
+            let whole = losses.iter().map(Loss::scalar).reduce(|sum, loss| sum + loss);
+            whole.map_or(Ok(()), |loss| optimizer.accumulate(&loss))
+        });
     }
-    expect_differentiable(first_loss)?;
-    expect_differentiable(second_loss)?;
-    let wanted: Vec<&Tensor> = first.flat.params().iter().chain(second.flat.params()).collect();
-    let mut grads = Tensor::f_run_backward(&[first_loss, second_loss], &wanted, false, false)
-        .map_err(|e| undifferentiable(&e.to_string()))?;
-    second.add(grads.split_off(first.flat.params().len()));
-    first.add(grads);
+    let losses: Vec<&Loss> = pairs.iter().flat_map(|(_, losses)| *losses).collect();
+    for loss in &losses {
+        if let Loss::Scalar(loss) = loss {
+            expect_differentiable(loss)?;
+        }
+    }
+    let wanted: Vec<&Tensor> = pairs.iter().flat_map(|(o, _)| o.flat.params()).collect();
+    let mut grads =
+        tape.gradients(&losses, &wanted).map_err(|e| undifferentiable(&e.to_string()))?;
+    for (optimizer, _) in pairs {
+        let rest = grads.split_off(optimizer.flat.params().len());
+        optimizer.add(std::mem::replace(&mut grads, rest));
+    }
     Ok(())
 }
 

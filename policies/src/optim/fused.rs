@@ -4,7 +4,9 @@
 //! `cargo bench -p simloop-policies --bench optimizer`). Elements do not depend on each other and no product is fused with a sum, so
 //! the result is the same for every instruction set.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
+
+use crate::raw::{floats, floats_mut, widest};
 
 /// The numbers of one update, for one group of parameters.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +29,8 @@ pub(super) struct Coefficients {
     pub(super) step: f32,
 }
 
-/// Updates `values`, `exp_avg` and `exp_avg_sq` by `grads`; all contiguous f32 on the CPU, of one length, apart in memory.
+/// Updates `values`, `exp_avg` and `exp_avg_sq` by `grads`; all contiguous f32 on the CPU, of one length, parts of buffers
+/// of their own.
 pub(super) fn update(
     values: &mut Tensor,
     grads: &Tensor,
@@ -36,36 +39,24 @@ pub(super) fn update(
     c: Coefficients,
 ) {
     let n = values.numel();
-    for tensor in [&*values, grads, &*exp_avg, &*exp_avg_sq] {
-        assert!(
-            tensor.kind() == Kind::Float
-                && tensor.device() == Device::Cpu
-                && tensor.is_contiguous()
-                && tensor.numel() == n,
-            "the optimizer's buffers are contiguous f32 of one length on the CPU"
-        );
-    }
+    let (p, m, v) = (floats_mut(values), floats_mut(exp_avg), floats_mut(exp_avg_sq));
+    let g = floats(grads);
+    assert!(
+        [g.len(), m.len(), v.len()].iter().all(|&len| len == n),
+        "the optimizer's buffers are of one length"
+    );
     if n == 0 {
-        return; // pointers are null
+        return;
     }
-    #[expect(unsafe_code, reason = "tch lends a tensor's memory by pointer only")]
-    // SAFETY: each is contiguous f32 of `n` elements on the CPU (checked above) and kept alive by its borrow. They are
-    // parts of four buffers that `AdamW::new` allocated one by one, so they do not overlap, and libtorch runs nothing
-    // while this function does.
-    let (p, g, m, v) = unsafe {
-        (
-            std::slice::from_raw_parts_mut(values.data_ptr().cast::<f32>(), n),
-            std::slice::from_raw_parts(grads.data_ptr().cast::<f32>(), n),
-            std::slice::from_raw_parts_mut(exp_avg.data_ptr().cast::<f32>(), n),
-            std::slice::from_raw_parts_mut(exp_avg_sq.data_ptr().cast::<f32>(), n),
-        )
-    };
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(n / PER_THREAD);
     spread(p, g, m, v, c, threads.max(1));
 }
 
 /// In `threads` pieces, one per thread: elements do not depend on each other, so the number decides nothing.
 fn spread(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients, threads: usize) {
+    if threads == 1 {
+        return run(p, g, m, v, c);
+    }
     let size = p.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let pieces =
@@ -86,84 +77,51 @@ const PER_THREAD: usize = 1 << 19;
 
 /// `Σ x²` of a contiguous f32 tensor on the CPU, in f64; the same bits on every processor.
 pub(super) fn sum_of_squares(x: &Tensor) -> f64 {
-    assert!(
-        x.kind() == Kind::Float && x.device() == Device::Cpu && x.is_contiguous(),
-        "gradients are contiguous f32 on the CPU"
-    );
-    if x.numel() == 0 {
-        return 0.0; // its pointer is null
-    }
-    #[expect(unsafe_code, reason = "tch lends a tensor's memory by pointer only")]
-    // SAFETY: contiguous f32 on the CPU (checked above), kept alive by its borrow; nothing writes to it meanwhile.
-    let x = unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) };
-    // Eight sums side by side, so that the compiler may use wide registers in the order written here.
-    let mut lanes = [0f64; 8];
-    let chunks = x.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-    for chunk in chunks {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(v) * f64::from(v);
+    let x = floats(x);
+    let mut sum = 0.0;
+    add_squares(&mut sum, x);
+    sum
+}
+
+widest! {
+    fn add_squares(sum: &mut f64, x: &[f32]) {
+        // Eight sums side by side, so that the compiler may use wide registers in the order written here.
+        let mut lanes = [0f64; 8];
+        let chunks = x.chunks_exact(8);
+        let rest: f64 = chunks.remainder().iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        for chunk in chunks {
+            for (lane, &v) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(v) * f64::from(v);
+            }
         }
+        *sum = lanes.iter().sum::<f64>() + rest;
     }
-    lanes.iter().sum::<f64>() + rest
 }
 
-/// Picks the widest instructions that this processor has.
-fn run(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        #[expect(
-            unsafe_code,
-            reason = "a function compiled for AVX-512 may run on processors that have it"
-        )]
-        // SAFETY: the feature was detected.
-        unsafe {
-            run_avx512(p, g, m, v, c);
-        }
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[expect(
-            unsafe_code,
-            reason = "a function compiled for AVX2 may run on processors that have it"
-        )]
-        // SAFETY: the feature was detected.
-        unsafe {
-            run_avx2(p, g, m, v, c);
-        }
-        return;
-    }
-    each(p, g, m, v, c);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn run_avx512(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
-    each(p, g, m, v, c);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn run_avx2(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
-    each(p, g, m, v, c);
-}
-
-/// The arithmetic, in the order of PyTorch's kernels.
+/// Zero for what is too small for a normal number (detail 6 of `adamw.rs`).
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "it has to be compiled into each instruction set's copy")]
-fn each(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
-    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-        let g = *g * c.clip;
-        *m += c.rate1 * (g - *m);
-        *v = *v * c.beta2 + c.rate2 * g * g;
-        let denominator = v.sqrt() / c.correction2 + c.eps;
-        *p = *p * c.keep + c.step * *m / denominator;
+#[expect(clippy::inline_always, reason = "compiled into each instruction set's copy")]
+fn flushed(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x }
+}
+
+widest! {
+    /// The arithmetic, in the order of PyTorch's kernels.
+    fn run(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = *g * c.clip;
+            *m = flushed(*m + c.rate1 * (g - *m));
+            *v = flushed(*v * c.beta2 + c.rate2 * g * g);
+            let denominator = v.sqrt() / c.correction2 + c.eps;
+            *p = *p * c.keep + c.step * *m / denominator;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     #[test]
@@ -193,6 +151,25 @@ mod tests {
         for threads in [2, 3, 7] {
             assert!(run(threads) == one, "{threads} threads");
         }
+    }
+
+    #[test]
+    fn moments_that_fade_become_zero_and_the_parameter_does_not_notice() {
+        let least = f32::MIN_POSITIVE;
+        let c = Coefficients {
+            clip: 1.0,
+            keep: 1.0,
+            rate1: 0.1,
+            beta2: 0.999,
+            rate2: 0.001,
+            correction2: 1.0,
+            eps: 1e-8,
+            step: -1e-3,
+        };
+        let (mut p, mut m, mut v) = ([0.5, 0.5], [least, -2.0 * least], [least, 2.0 * least]);
+        run(&mut p, &[0.0; 2], &mut m, &mut v, c);
+        assert_eq!((p, m[0], v[0]), ([0.5; 2], 0.0, 0.0));
+        assert!(m[1] < 0.0 && v[1] > 0.0);
     }
 
     #[test]
@@ -228,7 +205,7 @@ mod tests {
         for i in 0..p2.len() {
             // One at a time: nothing to vectorise.
             let at = i..=i;
-            each(
+            run(
                 &mut p2[at.clone()],
                 std::hint::black_box(&g[at.clone()]),
                 &mut m2[at.clone()],

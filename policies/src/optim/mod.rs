@@ -15,7 +15,7 @@ mod flat;
 mod fused;
 mod schedule;
 
-pub use adamw::{AdamW, AdamWConfig, ParamGroup, Step, accumulate_both, matches};
+pub use adamw::{AdamW, AdamWConfig, ParamGroup, Step, accumulate_taped, matches};
 pub use ema::{Ema, EmaConfig};
 pub use flat::{FlatParams, Slot};
 pub use schedule::Schedule;

@@ -126,9 +126,8 @@ impl VlaPolicy {
         let context = self.perception.context(obs, None)?;
         let gaussian = self.stochastic_head()?.gaussian(&context)?;
         let z = noise.normal(&gaussian.mean.size(), self.params.device());
-        let (chunk, log_prob) = gaussian.reparameterised(&z);
-        let log_prob = self.executed(&log_prob).sum_dim_intlist(1, false, Kind::Float);
-        Ok((self.executed(&chunk), log_prob))
+        let first = self.config.first_action();
+        Ok(gaussian.draw(&z, first..first + self.n_action_steps()))
     }
 
     /// The likeliest executed actions, `[B, T_a D]`, normalised, with gradient.

@@ -91,3 +91,30 @@ fn sac_takes_no_broken_decision_into_its_memory() {
     assert_eq!(sac.experience().0, 23);
     assert!(matches!(sac.update().unwrap(), Update::Applied(_)));
 }
+
+#[test]
+fn a_broken_actors_loss_drops_the_critics_gradient_too() {
+    // The actor moves in every second update, and its loss is infinite then.
+    let overrides = ["squash", "sac.bc_coef=inf", "sac.actor_every=2"];
+    let (mut sac, mut rollouts, schedule) = sac_parts(&config(&overrides));
+    let next = |env: EnvId, k| schedule.of_env(env, k);
+    let plan = Plan::Decisions { each: 4, next: &next };
+    let data = rollouts
+        .collect(&mut Explorer(sac.actor()), plan, &StopFlag::default())
+        .unwrap()
+        .trajectories;
+    sac.observe(&data).unwrap();
+    sac.demonstrate(&data).unwrap();
+    assert!(matches!(sac.update().unwrap(), Update::Applied(_)));
+    let mut before = sac.state();
+    let Update::Dropped { tensor } = sac.update().unwrap() else { panic!("it was applied") };
+    assert_eq!(tensor, "the actor's loss");
+    assert_eq!(bits(&sac.state()), bits(&before));
+    assert!(matches!(sac.update().unwrap(), Update::Applied(_)));
+    // One that never took the second gradient goes the same way.
+    let (mut other, ..) = sac_parts(&config(&overrides));
+    before.counters.insert("updates".to_owned(), 2);
+    other.load_state(&before).unwrap();
+    assert!(matches!(other.update().unwrap(), Update::Applied(_)));
+    assert_eq!(bits(&sac.state()), bits(&other.state()));
+}
