@@ -220,6 +220,7 @@ fn main() -> Result<()> {
         gamma: 0.99,
         reward: config.reward.clone(),
         max_attempts: 1,
+        clip: None,
     };
     let mut rollouts = Rollouts::new(Box::new(timed), options);
     let mut learner = match args.algo.as_str() {

@@ -175,14 +175,17 @@ pub fn rollouts(
     gamma: f32,
 ) -> Result<Rollouts, TrainerError> {
     let needs = policy.needs();
+    let mut vec = place.vec(config.rollout.envs, config.rollout.workers)?;
+    let clip = if config.rollout.clip_actions { Some(vec.spec()?.action) } else { None };
     let options = RolloutOptions {
         n_obs_steps: needs.n_obs_steps,
         frames: needs.frames(),
         gamma,
         reward: config.reward.clone(),
         max_attempts: config.rollout.max_attempts,
+        clip,
     };
-    Ok(Rollouts::new(place.vec(config.rollout.envs, config.rollout.workers)?, options))
+    Ok(Rollouts::new(vec, options))
 }
 
 /// PPO of `policy`.

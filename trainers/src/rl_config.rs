@@ -114,6 +114,9 @@ pub struct RolloutConfig {
     pub warmup: usize,
     /// Starts per episode before it is given up.
     pub max_attempts: u32,
+    /// PPO, GRPO, SAC: actions are executed within the environment's action space, as Stable-Baselines3 does; what was drawn is
+    /// learned from as it was drawn. PushT itself takes targets anywhere.
+    pub clip_actions: bool,
 }
 
 impl Default for RolloutConfig {
@@ -128,6 +131,7 @@ impl Default for RolloutConfig {
             demos: 0,
             warmup: 1000,
             max_attempts: 3, // bar of `reliability`, R3
+            clip_actions: false,
         }
     }
 }

@@ -336,6 +336,7 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         gamma: 1.0,
         reward: config.reward.clone(),
         max_attempts: config.rollout.max_attempts,
+        clip: None,
     };
     let vec = around.place.vec(config.rollout.envs, config.rollout.workers)?;
     let mut rollouts = Rollouts::new(vec, options);

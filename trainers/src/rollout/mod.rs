@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use simloop_algos::Trajectory;
 use simloop_envs::{
-    EnvId, FrameRequest, Info, Observation, Request, ResetRequest, SeedTree, VecEnv,
+    ActionChunk, BoxSpace, EnvId, FrameRequest, Info, Observation, Request, ResetRequest, SeedTree,
+    VecEnv,
 };
 use simloop_policies::Decision;
 
@@ -88,6 +89,8 @@ pub struct RolloutOptions {
     pub reward: RewardConfig,
     /// Starts per episode before it is given up.
     pub max_attempts: u32,
+    /// What is executed stays within this space; what was drawn is learned from as it was drawn. None executes all.
+    pub clip: Option<BoxSpace>,
 }
 
 /// What to do in one go.
@@ -302,9 +305,23 @@ impl Rollouts {
         let seen: Vec<_> = self.seats.iter().filter_map(Seat::seen).collect();
         let places: Vec<EnvId> = seen.iter().map(|s| s.env).collect();
         let decisions = decider.decide(&seen)?;
-        for (id, decision) in places.into_iter().zip(decisions) {
+        for (id, mut decision) in places.into_iter().zip(decisions) {
+            if let Some(space) = &self.options.clip {
+                decision.chunk = clipped(&decision.chunk, space)?;
+            }
             requests.push((id, self.seats[id.0].act(decision, self.options.frames)));
         }
         Ok(())
     }
+}
+
+/// Every number of every action brought into `space`.
+fn clipped(chunk: &ActionChunk, space: &BoxSpace) -> Result<ActionChunk, TrainerError> {
+    let mut actions = chunk.view().to_owned();
+    for mut action in actions.rows_mut() {
+        for ((v, low), high) in action.iter_mut().zip(&space.low).zip(&space.high) {
+            *v = v.clamp(*low, *high);
+        }
+    }
+    Ok(ActionChunk::new(actions)?)
 }

@@ -6,7 +6,7 @@ use ndarray::Array2;
 use simloop_envs::pusht::{PushtConfig, PushtEnv};
 use simloop_envs::vec::{SyncVecEnv, ThreadedVecEnv};
 use simloop_envs::wrappers::{FaultInjector, FaultKind, FaultPlan, TimeLimit};
-use simloop_envs::{ActionChunk, Env, EnvFactory, EpisodeEnd, ResetOptions};
+use simloop_envs::{Env, EnvFactory, EpisodeEnd, ResetOptions};
 use simloop_policies::NoiseStream;
 
 use super::*;
@@ -57,6 +57,7 @@ fn options() -> RolloutOptions {
         gamma: 0.9,
         reward,
         max_attempts: 3,
+        clip: None,
     }
 }
 
@@ -220,4 +221,42 @@ fn a_stopped_rollout_says_so() {
     let plan = Plan::Decisions { each: 5, next: &next };
     let rollout = rollouts.collect(&mut Wanderer { batch: 6 }, plan, &stop).unwrap();
     assert!(rollout.stopped && rollout.trajectories.is_empty());
+}
+
+#[test]
+fn what_is_executed_stays_within_the_space_and_what_was_drawn_is_kept() {
+    let space = BoxSpace::new([("x", -1.0, 1.0), ("y", 0.0, 512.0)]);
+    let chunk = ndarray::array![[-3.0f32, 600.0], [0.5, -1.0]];
+    let clipped = clipped(&ActionChunk::new(chunk).unwrap(), &space).unwrap();
+    assert_eq!(clipped.view(), ndarray::array![[-1.0f32, 512.0], [0.5, 0.0]]);
+
+    // A decider that asks for targets far outside, in PushT.
+    struct Far;
+    impl Decider for Far {
+        fn decide(&mut self, seen: &[Seen<'_>]) -> Result<Vec<Decision>, TrainerError> {
+            let far = |_: &Seen<'_>| Decision {
+                latent: vec![5000.0, -5000.0],
+                chunk: ActionChunk::single(&[5000.0, -5000.0]).unwrap(),
+                log_prob: vec![0.0],
+            };
+            Ok(seen.iter().map(far).collect())
+        }
+
+        fn batch(&self) -> usize {
+            1
+        }
+    }
+    let corner = |clip: Option<BoxSpace>| {
+        let mut rollouts = rollouts(0, &FaultPlan::default());
+        rollouts.options.clip = clip;
+        let plan = Plan::Decisions { each: 8, next: &next };
+        let data = rollouts.collect(&mut Far, plan, &StopFlag::default()).unwrap();
+        let transition = data.trajectories[0].transitions.last().unwrap();
+        assert_eq!(transition.latent, [5000.0, -5000.0]);
+        let seen = &transition.window.last().unwrap().proprio;
+        seen[..2].iter().fold(0f32, |most, v| most.max(v.abs()))
+    };
+    let arena = BoxSpace::new([("x", 0.0, 512.0), ("y", 0.0, 512.0)]);
+    assert!(corner(Some(arena)) <= 520.0);
+    assert!(corner(None) > 1000.0);
 }

@@ -26,6 +26,7 @@ fn train(config: &RlConfig, root: &Path) -> (VlaPolicyWeights, RlState) {
         gamma: 1.0,
         reward: config.reward.clone(),
         max_attempts: 3,
+        clip: None,
     };
     let vec = around.place.vec(config.rollout.envs, config.rollout.workers).unwrap();
     let mut rollouts = Rollouts::new(vec, options);
