@@ -254,7 +254,7 @@ fn what_is_executed_stays_within_the_space_and_what_was_drawn_is_kept() {
         let transition = data.trajectories[0].transitions.last().unwrap();
         assert_eq!(transition.latent, [5000.0, -5000.0]);
         let seen = &transition.window.last().unwrap().proprio;
-        seen[..2].iter().fold(0f32, |most, v| most.max(v.abs()))
+        seen.iter().take(2).fold(0f32, |most, v| most.max(v.abs()))
     };
     let arena = BoxSpace::new([("x", 0.0, 512.0), ("y", 0.0, 512.0)]);
     assert!(corner(Some(arena)) <= 520.0);

@@ -104,7 +104,12 @@ fn a_broken_actors_loss_drops_the_critics_gradient_too() {
         .unwrap()
         .trajectories;
     sac.observe(&data).unwrap();
-    sac.demonstrate(&data).unwrap();
+    // A demonstration's latent is what was executed: two actions of two numbers.
+    let mut shown = data;
+    for transition in shown.iter_mut().flat_map(|trajectory| &mut trajectory.transitions) {
+        transition.latent.truncate(4);
+    }
+    sac.demonstrate(&shown).unwrap();
     assert!(matches!(sac.update().unwrap(), Update::Applied(_)));
     let mut before = sac.state();
     let Update::Dropped { tensor } = sac.update().unwrap() else { panic!("it was applied") };
