@@ -223,6 +223,23 @@ fn a_stopped_rollout_says_so() {
     assert!(rollout.stopped && rollout.trajectories.is_empty());
 }
 
+/// Asks for targets far outside of PushT's arena.
+struct Far;
+impl Decider for Far {
+    fn decide(&mut self, seen: &[Seen<'_>]) -> Result<Vec<Decision>, TrainerError> {
+        let far = |_: &Seen<'_>| Decision {
+            latent: vec![5000.0, -5000.0],
+            chunk: ActionChunk::single(&[5000.0, -5000.0]).unwrap(),
+            log_prob: vec![0.0],
+        };
+        Ok(seen.iter().map(far).collect())
+    }
+
+    fn batch(&self) -> usize {
+        1
+    }
+}
+
 #[test]
 fn what_is_executed_stays_within_the_space_and_what_was_drawn_is_kept() {
     let space = BoxSpace::new([("x", -1.0, 1.0), ("y", 0.0, 512.0)]);
@@ -230,22 +247,6 @@ fn what_is_executed_stays_within_the_space_and_what_was_drawn_is_kept() {
     let clipped = clipped(&ActionChunk::new(chunk).unwrap(), &space).unwrap();
     assert_eq!(clipped.view(), ndarray::array![[-1.0f32, 512.0], [0.5, 0.0]]);
 
-    // A decider that asks for targets far outside, in PushT.
-    struct Far;
-    impl Decider for Far {
-        fn decide(&mut self, seen: &[Seen<'_>]) -> Result<Vec<Decision>, TrainerError> {
-            let far = |_: &Seen<'_>| Decision {
-                latent: vec![5000.0, -5000.0],
-                chunk: ActionChunk::single(&[5000.0, -5000.0]).unwrap(),
-                log_prob: vec![0.0],
-            };
-            Ok(seen.iter().map(far).collect())
-        }
-
-        fn batch(&self) -> usize {
-            1
-        }
-    }
     let corner = |clip: Option<BoxSpace>| {
         let mut rollouts = rollouts(0, &FaultPlan::default());
         rollouts.options.clip = clip;
