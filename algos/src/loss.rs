@@ -1,7 +1,9 @@
-//! Losses and what they are averaged over: pure functions, tensors in, tensors out.
+//! Losses and what they are averaged over: pure functions.
 //!
-//! Every one is held to PyTorch's number and gradient in `loss/parity.rs`. Results keep the kind of their inputs. What a
-//! loss does not learn from (old log-probs, advantages, targets) gets no gradient, whatever the caller passes.
+//! Every one is held to PyTorch's number and gradient in `loss/parity.rs`. Most give a number and their own gradient (a slope
+//! per tensor, of its kind and on its device), computed in f64 on the host, and neither make nor follow a graph; divergences from
+//! a reference and masked sums are tensors with one. What a loss does not learn from (old log-probs, advantages, targets) gets
+//! no gradient, whatever the caller passes.
 //!
 //! | file | what |
 //! |---|---|

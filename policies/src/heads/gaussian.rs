@@ -284,22 +284,6 @@ impl GaussianHead {
         };
         Ok(Gaussian { mean, log_std, squash: self.config.squash })
     }
-
-    /// A chunk per row and the log-density of each of its numbers, both `[B, T_p, D]` and with gradient; one stream of noise
-    /// per row.
-    ///
-    /// # Errors
-    /// [`PolicyError::Shape`]; [`PolicyError::Config`] unless there is one stream of noise per row.
-    pub fn sample_with_log_prob(
-        &self,
-        context: &Context,
-        noise: &mut [NoiseStream],
-    ) -> Result<(Tensor, Tensor), PolicyError> {
-        self.shape.expect_streams(context, noise)?;
-        let chunk = [self.shape.chunk_size, self.shape.action_dim];
-        let z = normal_rows(noise, &chunk, context.pooled.device());
-        Ok(self.distribution(context)?.reparameterised(&z))
-    }
 }
 
 impl Head for GaussianHead {
@@ -514,12 +498,13 @@ mod tests {
         }
         let mut streams: Vec<NoiseStream> = (0..3).map(NoiseStream::new).collect();
         let again = &mut streams.clone();
-        let (chunk, log_prob) = head.sample_with_log_prob(&context, &mut streams).unwrap();
+        let z = normal_rows(&mut streams, &[4, 2], Device::Cpu);
+        let (chunk, log_prob) = head.distribution(&context).unwrap().draw(&z, 0..4);
         assert!(chunk.requires_grad() && log_prob.requires_grad());
-        assert_eq!(log_prob.size(), [3, 4, 2]);
+        assert_eq!(log_prob.size(), [3]);
         let sampled = head.sample(&context, again, ActMode::Stochastic).unwrap();
-        assert_close(&chunk.detach(), &sampled, 1e-7);
-        assert!(head.sample_with_log_prob(&context, &mut streams[..2]).is_err());
+        assert_close(&chunk.detach(), &sampled.flatten(1, 2), 1e-7);
+        assert!(head.sample(&context, &mut streams[..2], ActMode::Stochastic).is_err());
     }
 
     #[test]
