@@ -11,6 +11,8 @@ mkdir -p target
 log=target/test.log
 cargo=${CARGO:-cargo}
 times=()
+# Nothing here is built twice: the compiler's notes for the next build would only fill the disk.
+export CARGO_INCREMENTAL=0
 
 phase() { # phase <name> <command…>: run it, remember how long it took
     local name=$1 start=$SECONDS
