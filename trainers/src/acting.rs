@@ -2,16 +2,18 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ndarray::Array2;
 use simloop_algos::Metrics;
 use simloop_envs::pusht::{PushtGoals, PushtObs};
-use simloop_envs::{EnvFactory, EnvId, ResetRequest, VecEnv};
+use simloop_envs::{Env, EnvFactory, EnvId, ResetRequest, VecEnv};
 use simloop_policies::Policy;
 use simloop_policies::vla::PolicyIo;
 
 use crate::config::{EvalConfig, EvalEnv};
 use crate::evaluate::Finished;
+use crate::heartbeat::Heartbeat;
 use crate::place::{Place, PlaceConfig, PlaceTask};
 use crate::stats::proportion::wilson;
 use crate::stats::{Alpha, Rate};
@@ -24,9 +26,32 @@ pub struct Acting {
     vec: Box<dyn VecEnv>,
     tasks: Vec<PlaceTask>,
     config: EvalConfig,
-    /// Builds an environment that shows something to people, where there is one.
-    viewer: Option<EnvFactory>,
-    films: Option<PathBuf>,
+    /// Builds an environment that shows something to people.
+    viewer: EnvFactory,
+    films: Option<Films>,
+}
+
+/// Where films go.
+struct Films {
+    folder: PathBuf,
+    /// What films, once something was filmed.
+    env: Option<Box<dyn Env>>,
+}
+
+impl Films {
+    fn write(
+        &mut self,
+        request: &ResetRequest,
+        record: &EpisodeRecord,
+        actions: &Array2<f32>,
+        stem: &str,
+    ) -> Result<(), VideoError> {
+        let Some(env) = &mut self.env else { return Ok(()) };
+        let fps = env.spec().control_hz;
+        let mut writer = VideoWriter::create(&self.folder, fps, VideoFormat::default())?;
+        film(env.as_mut(), request, actions.view(), &record.trace, &mut writer)?;
+        writer.finish(stem).map(drop)
+    }
 }
 
 impl Acting {
@@ -51,13 +76,13 @@ impl Acting {
     /// [`TrainerError::Env`] if the system refuses a thread.
     pub fn at(place: &Place, config: &EvalConfig) -> Result<Self, TrainerError> {
         let vec = place.vec(config.envs, 0)?;
-        let (tasks, viewer) = (place.tasks.clone(), place.viewer());
+        let (tasks, viewer) = (place.tasks.clone(), Arc::clone(&place.viewer));
         Ok(Self { vec, tasks, config: config.clone(), viewer, films: None })
     }
 
     /// Films episodes of [`Acting::judge`] into `folder`, as many as the settings say.
     pub fn film_into(&mut self, folder: &Path) {
-        self.films = Some(folder.to_owned());
+        self.films = Some(Films { folder: folder.to_owned(), env: None });
     }
 
     /// [`Acting::run`] between updates, on the set that choices are made on, with films.
@@ -75,16 +100,17 @@ impl Acting {
         let Some(finished) = self.finished(policy, "training", episodes, stop)? else {
             return Ok(None);
         };
-        if let (Some(folder), Some(viewer)) = (&self.films, &self.viewer) {
-            self.film(folder, viewer, &finished, update);
-        }
+        self.film(&finished, update);
         let records: Vec<_> = finished.into_iter().map(|(record, _)| record).collect();
         let mut metrics = summary(&records);
         metrics.insert("eval/secs", started.elapsed().as_secs_f64());
         Ok(Some(metrics))
     }
 
-    fn film(&self, folder: &Path, viewer: &EnvFactory, finished: &[Finished], update: u64) {
+    /// Films the first episodes that were solved and that were not. What cannot be filmed costs its film alone; where
+    /// nothing renders, there are none from then on.
+    fn film(&mut self, finished: &[Finished], update: u64) {
+        let Some(mut films) = self.films.take() else { return };
         let first = |status| {
             let of = finished.iter().enumerate().filter(move |(_, (r, _))| r.status == status);
             of.take(self.config.videos as usize)
@@ -93,25 +119,21 @@ impl Acting {
             let outcome = if record.status == Status::Success { "success" } else { "failure" };
             let stem = format!("update{update:08}_ep{number:04}_{outcome}");
             let request = self.episode("training", number as u32).request;
-            if let Err(e) = Self::film_one(folder, viewer, &request, record, actions, &stem) {
+            if films.env.is_none() {
+                match (self.viewer)(EnvId(0)) {
+                    Ok(env) => films.env = Some(env),
+                    Err(e) => {
+                        tracing::warn!("no videos in this run: {e}");
+                        return;
+                    }
+                }
+            }
+            if let Err(e) = films.write(&request, record, actions, &stem) {
                 tracing::warn!("no video `{stem}`: failed to {e}");
+                films.env = None;
             }
         }
-    }
-
-    fn film_one(
-        folder: &Path,
-        viewer: &EnvFactory,
-        request: &ResetRequest,
-        record: &EpisodeRecord,
-        actions: &Array2<f32>,
-        stem: &str,
-    ) -> Result<(), VideoError> {
-        let mut env = viewer(EnvId(0))?;
-        let fps = env.spec().control_hz;
-        let mut writer = VideoWriter::create(folder, fps, VideoFormat::default())?;
-        film(env.as_mut(), request, actions.view(), &record.trace, &mut writer)?;
-        writer.finish(stem).map(drop)
+        self.films = Some(films);
     }
 
     /// Runs `episodes` episodes of the set called `set`; `None` if it was interrupted.
@@ -163,8 +185,10 @@ impl Acting {
         let options =
             EvaluateOptions { frames: policy.needs().frames(), ..EvaluateOptions::default() };
         let mut records = Vec::with_capacity(planned);
+        let mut heart = Heartbeat::new("episodes", planned);
         evaluate(self.vec.as_mut(), policy, episodes, &options, stop, &mut |finished| {
             records.push(finished);
+            heart.tick(|| records.len());
             Ok(ControlFlow::Continue(()))
         })?;
         if records.len() < planned {

@@ -220,7 +220,7 @@ pub struct EvalConfig {
     /// Steps after which an episode is truncated.
     pub max_steps: u32,
     /// Episodes of each evaluation in between that are filmed into the run's `videos/`: the first so many that were solved,
-    /// and that were not. PushT only.
+    /// and that were not.
     pub videos: u32,
 }
 

@@ -22,6 +22,7 @@
 //! | [`stop`] | Ctrl-C and SIGTERM as a flag that loops look at |
 
 mod error;
+mod heartbeat;
 mod record;
 
 pub mod acting;

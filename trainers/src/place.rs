@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use simloop_envs::libero::{INIT_STATES, LiberoConfig, LiberoEnv, LocateOptions, Suite, locate};
+use simloop_envs::libero::{
+    INIT_STATES, LiberoConfig, LiberoEnv, LiberoInstall, LocateOptions, Suite, locate,
+};
 use simloop_envs::pusht::{MAX_EPISODE_STEPS, PushtConfig, PushtGoals, PushtObs, worker};
 use simloop_envs::seeding::episode_seed;
 use simloop_envs::vec::{SyncVecEnv, ThreadedVecEnv};
@@ -114,6 +116,8 @@ impl PlaceTask {
 pub struct Place {
     /// Builds its environments.
     pub factory: EnvFactory,
+    /// Builds environments that render for people; the same simulation bit for bit.
+    pub viewer: EnvFactory,
     /// Its tasks, at least one.
     pub tasks: Vec<PlaceTask>,
     /// Whether each environment is a process of its own.
@@ -144,6 +148,7 @@ impl Place {
                 };
                 let task = |key: &str| PlaceTask { key: key.to_owned(), init_states: None };
                 Ok(Self {
+                    viewer: Arc::clone(&factory),
                     factory,
                     tasks: goals.all().iter().map(|goal| task(goal.task)).collect(),
                     processes: *processes,
@@ -173,19 +178,13 @@ impl Place {
                     privileged: privileged || !true_state.is_empty(),
                     ..LiberoConfig::default()
                 };
-                let (limit, true_state) = (*max_steps, true_state.clone());
-                let build = move |_| {
-                    let env = LiberoEnv::start(&install, &env)?;
-                    let env: Box<dyn Env> = if true_state.is_empty() {
-                        Box::new(TimeLimit::new(env, limit)?)
-                    } else {
-                        Box::new(TimeLimit::new(TrueState::new(env, &true_state)?, limit)?)
-                    };
-                    Ok(env)
-                };
+                // People look through LIBERO's own camera, whatever the policy sees.
+                let viewer = LiberoConfig { cameras: Vec::new(), video: true, ..env.clone() };
+                let build = |env| libero_factory(install.clone(), env, true_state, *max_steps);
                 let task = |key: String| PlaceTask { key, init_states: Some(INIT_STATES) };
                 Ok(Self {
-                    factory: Arc::new(build),
+                    factory: build(env),
+                    viewer: build(viewer),
                     tasks: keys.into_iter().map(task).collect(),
                     processes: true,
                     scripted: Scripted::Libero,
@@ -204,14 +203,6 @@ impl Place {
             0 => Box::new(SyncVecEnv::new(&self.factory, envs)),
             threads => Box::new(ThreadedVecEnv::new(&self.factory, envs, threads)?),
         })
-    }
-
-    /// Builds environments that render for people, where it costs nothing to have them.
-    pub fn viewer(&self) -> Option<EnvFactory> {
-        match self.scripted {
-            Scripted::Pusht => Some(Arc::clone(&self.factory)),
-            Scripted::Libero => None,
-        }
     }
 
     /// The scripted expert of this place.
@@ -233,4 +224,22 @@ impl Place {
             Scripted::Libero => ActionChunk::single(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])?,
         })
     }
+}
+
+/// Builds LIBERO environments, truncated after `max_steps`; `true_state` stands in for `proprio` unless it is empty.
+fn libero_factory(
+    install: LiberoInstall,
+    config: LiberoConfig,
+    true_state: &[String],
+    max_steps: u32,
+) -> EnvFactory {
+    let true_state = true_state.to_vec();
+    Arc::new(move |_| {
+        let env = LiberoEnv::start(&install, &config)?;
+        Ok(if true_state.is_empty() {
+            Box::new(TimeLimit::new(env, max_steps)?) as Box<dyn Env>
+        } else {
+            Box::new(TimeLimit::new(TrueState::new(env, &true_state)?, max_steps)?)
+        })
+    })
 }

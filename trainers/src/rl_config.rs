@@ -219,7 +219,7 @@ pub struct JudgeConfig {
     /// Environments at once.
     pub envs: usize,
     /// Episodes of each evaluation in between that are filmed into the run's `videos/`: the first so many that were solved,
-    /// and that were not. PushT only.
+    /// and that were not.
     pub videos: u32,
     /// Whether evaluations in between run on a thread of their own while learning goes on. Left out: on PushT, where the
     /// machine has a second core. No number depends on it.

@@ -31,6 +31,7 @@ use simloop_policies::Decision;
 pub use reward::RewardConfig;
 
 use crate::TrainerError;
+use crate::heartbeat::Heartbeat;
 use crate::stop::StopFlag;
 use seat::{Outcome, Seat};
 
@@ -219,6 +220,10 @@ impl Rollouts {
         for seat in &mut self.seats {
             seat.budget = each;
         }
+        let mut heart = match next {
+            Some(_) => Heartbeat::new("decisions", each * self.seats.len()),
+            None => Heartbeat::new("episodes", queue.len()),
+        };
         let batch = decider.batch().clamp(1, self.seats.len().max(1));
         let mut rollout = Rollout::default();
         let mut done: Vec<((u64, u64), Trajectory)> = Vec::new();
@@ -281,6 +286,10 @@ impl Rollouts {
                 }
             }
             self.vec.send(more)?;
+            heart.tick(|| match next {
+                Some(_) => self.seats.iter().map(|seat| each.saturating_sub(seat.budget)).sum(),
+                None => rollout.episodes.len(),
+            });
         }
         if stop.is_set() {
             rollout.stopped = true;

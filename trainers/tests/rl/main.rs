@@ -6,6 +6,7 @@ mod dagger;
 mod guards;
 mod judge;
 mod learns;
+mod libero;
 mod presets;
 mod resume;
 mod workers;
