@@ -7,7 +7,7 @@
 //! | [`offline`], [`on_policy`], [`off_policy`], [`interactive`] | the loops: behaviour cloning; PPO and GRPO; SAC; DAgger |
 //! | [`round`] | what those that act do after every round |
 //! | [`rollout`], [`place`] | many environments and one policy that decides in batches; where to act |
-//! | [`expert_rollout`] | rollouts in which an expert takes part |
+//! | [`expert_rollout`], [`labels`] | rollouts in which an expert takes part; what it said |
 //! | [`outcome`], [`stats`] | before and after, on common seeds; statistics of success rates |
 //! | [`rl_config`], [`rl_build`], [`rl_state`] | settings of a run that learns by acting; its parts; what it keeps to go on |
 //! | [`validate`], [`acting`], [`judge`] | how good a model is on held-out episodes, and when it acts; while it goes on learning |
@@ -36,6 +36,7 @@ pub mod evaluate;
 pub mod expert_rollout;
 pub mod interactive;
 pub mod judge;
+pub mod labels;
 pub mod observe;
 pub mod observer;
 pub mod off_policy;

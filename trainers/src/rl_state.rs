@@ -40,8 +40,8 @@ pub struct RlState {
     pub cpu_secs: f64,
     /// Where the environments stand.
     pub rollouts: RolloutState,
-    /// After how many updates the policy was that is being judged, if one is.
-    pub judging: Option<u64>,
+    /// After how many updates the policies were that are still to be judged.
+    pub judging: Vec<u64>,
     /// The learner's counters.
     pub counters: std::collections::BTreeMap<String, u64>,
 }

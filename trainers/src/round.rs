@@ -34,6 +34,14 @@ pub struct Rhythm {
     pub max_dropped: u32,
 }
 
+impl Rhythm {
+    /// Whether what happens every `every` updates fell due in a round that led from `before` updates to `done`: a round
+    /// may be many updates, and what fell due inside of it happens after it, or after the last one.
+    pub(crate) fn is_due(&self, every: u64, before: u64, done: u64) -> bool {
+        every > 0 && (done / every > before / every || done == self.total)
+    }
+}
+
 /// What is around a loop.
 pub struct Around<'a> {
     /// Where the policy is judged; nowhere if `None`.
@@ -49,58 +57,65 @@ pub struct Around<'a> {
 }
 
 impl Around<'_> {
-    /// Says that a loop begins or goes on, with the judgement that was under way.
-    pub(crate) fn started(
-        &mut self,
-        state: &mut RlState,
-        rhythm: &Rhythm,
-    ) -> Result<(), TrainerError> {
+    /// Says that a loop begins or goes on, with the judgements that were open.
+    ///
+    /// # Errors
+    /// [`TrainerError::Policy`] for a damaged policy; whatever environment or disk answer.
+    pub fn started(&mut self, state: &mut RlState, rhythm: &Rhythm) -> Result<(), TrainerError> {
         let (update, total, name) = (state.update, rhythm.total, &rhythm.name[..]);
         self.observers.notify(&TrainEvent::Started { update, total, name });
-        let Some(of) = state.judging else { return Ok(()) };
-        let folder = self.run.root().join(judged(of));
-        if let Err(error) = verify(&folder) {
-            tracing::warn!(update = of, %error, "a policy that was being judged is lost");
-            state.judging = None;
-            return Ok(());
+        for of in std::mem::take(&mut state.judging) {
+            let folder = self.run.root().join(judged(of));
+            if let Err(error) = verify(&folder) {
+                tracing::warn!(update = of, %error, "a policy that was to be judged is lost");
+                continue;
+            }
+            state.judging.push(of);
+            if self.judge.is_some() {
+                self.begin(of, state)?;
+            } else if let Some(acting) = self.acting.as_deref_mut() {
+                let mut policy = load_policy(&folder, tch::Device::Cpu)?;
+                let verdict = acting.judge(&mut policy, of, self.stop);
+                self.take_verdict(of, verdict, state)?;
+            }
         }
-        if let Some(judge) = &mut self.judge {
-            judge.begin(of, &folder);
-        } else if let Some(acting) = self.acting.as_deref_mut() {
-            let mut policy = load_policy(&folder, tch::Device::Cpu)?;
-            let verdict = acting.judge(&mut policy, of, self.stop);
-            self.take_verdict(of, verdict, state)?;
-        }
-        Ok(())
+        if update >= total { self.await_verdict(state) } else { Ok(()) }
     }
 
-    /// Lets the policy be judged: by the judge, after the verdict before; or here and now.
-    fn evaluate<L: Learner<Actor = VlaPolicy> + ?Sized>(
+    /// Lets the policy be judged: by the judge, after the verdict before; or here and now. What a stop interrupts stays
+    /// open for the run that goes on.
+    pub(crate) fn evaluate(
         &mut self,
-        learner: &mut L,
+        policy: &mut VlaPolicy,
         state: &mut RlState,
     ) -> Result<(), TrainerError> {
         let update = state.update;
-        if self.judge.is_some() {
-            self.await_verdict(state)?;
-            let policy = learner.actor();
-            self.run.publish(&judged(update), |dir| Ok(save_policy(policy, dir)?))?;
-            if let Some(judge) = &mut self.judge {
-                judge.begin(update, &self.run.root().join(judged(update)));
-                state.judging = Some(update);
+        if self.judge.is_none() {
+            let Some(acting) = self.acting.as_deref_mut() else { return Ok(()) };
+            if let Some(metrics) = acting.judge(policy, update, self.stop)? {
+                self.observers.notify(&TrainEvent::Evaluated { update, metrics: &metrics });
+                if is_best(state, update, &metrics) {
+                    self.run.publish("best", |dir| Ok(save_policy(policy, dir)?))?;
+                }
+                return Ok(());
             }
-        } else if let Some(acting) = self.acting.as_deref_mut()
-            && let Some(metrics) = acting.judge(learner.actor_mut(), update, self.stop)?
-        {
-            self.observers.notify(&TrainEvent::Evaluated { update, metrics: &metrics });
-            if is_best(state, update, &metrics) {
-                self.run.publish("best", |dir| Ok(save_policy(learner.actor(), dir)?))?;
-            }
+        }
+        self.run.publish(&judged(update), |dir| Ok(save_policy(policy, dir)?))?;
+        state.judging.push(update);
+        if self.judge.is_some() { self.begin(update, state) } else { Ok(()) }
+    }
+
+    /// Gives the judge the policy of after `of` updates.
+    fn begin(&mut self, of: u64, state: &mut RlState) -> Result<(), TrainerError> {
+        self.await_verdict(state)?;
+        if let Some(judge) = &mut self.judge {
+            judge.begin(of, &self.run.root().join(judged(of)));
         }
         Ok(())
     }
 
-    fn await_verdict(&mut self, state: &mut RlState) -> Result<(), TrainerError> {
+    /// Takes the verdict on what is being judged, if something is.
+    pub(crate) fn await_verdict(&mut self, state: &mut RlState) -> Result<(), TrainerError> {
         match self.judge.as_mut().and_then(Judge::wait) {
             Some((of, verdict)) => self.take_verdict(of, verdict, state),
             None => Ok(()),
@@ -121,7 +136,7 @@ impl Around<'_> {
             let policy = load_policy(&folder, tch::Device::Cpu)?;
             self.run.publish("best", |dir| Ok(save_policy(&policy, dir)?))?;
         }
-        state.judging = None;
+        state.judging.retain(|open| *open != of);
         Ok(())
     }
 
@@ -138,14 +153,13 @@ impl Around<'_> {
     ) -> Result<bool, TrainerError> {
         let done = state.update;
         let last = done == rhythm.total;
-        // A round may be many updates: what fell due inside of it happens after it.
-        let due = |every: u64| every > 0 && (done / every > before / every || last);
+        let due = |every: u64| rhythm.is_due(every, before, done);
         if due(rhythm.log_every) {
             let metrics = log.take(state);
             self.observers.notify(&TrainEvent::Updated { update: done, metrics: &metrics });
         }
-        if due(rhythm.evaluate_every) && !self.stop.is_set() {
-            self.evaluate(learner, state)?;
+        if due(rhythm.evaluate_every) {
+            self.evaluate(learner.actor_mut(), state)?;
         } else if let Some((of, verdict)) = self.judge.as_mut().and_then(Judge::poll) {
             self.take_verdict(of, verdict, state)?;
         }
@@ -172,8 +186,13 @@ impl Around<'_> {
             save_policy(policy, dir)?;
             rl_state::save(dir, learner, state)
         })?;
+        self.saved(state)
+    }
+
+    /// Says that a checkpoint of `state` is saved.
+    pub(crate) fn saved(&mut self, state: &RlState) -> Result<(), TrainerError> {
         // Of those judged before, the checkpoint names none any more.
-        self.run.forget_judged(state.judging)?;
+        self.run.forget_judged(&state.judging)?;
         let saved = TrainEvent::Saved { update: state.update, path: self.run.root() };
         self.observers.notify(&saved);
         Ok(())
@@ -209,7 +228,8 @@ impl Around<'_> {
     }
 }
 
-/// Whether an evaluation is the best so far: more successes, or as many with a higher score.
+/// Whether an evaluation is the best so far: more successes, or as many with a score that is no lower. Of equal ones the
+/// last one: it has seen the most.
 fn is_best(state: &mut RlState, update: u64, metrics: &Metrics) -> bool {
     let (Some(success), score) =
         (metrics.get("eval/success_rate"), metrics.get("eval/mean_score").copied().unwrap_or(0.0))
@@ -217,7 +237,7 @@ fn is_best(state: &mut RlState, update: u64, metrics: &Metrics) -> bool {
         return false;
     };
     let value = success + 1e-3 * score;
-    let better = state.best.as_ref().is_none_or(|best| value > best.value);
+    let better = state.best.as_ref().is_none_or(|best| value >= best.value);
     if better {
         let metric = "eval/success_rate".to_owned();
         state.best = Some(Best { metric, value, update });

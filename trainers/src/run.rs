@@ -116,7 +116,7 @@ impl RunFolder {
             };
             removed.map_err(TrainerError::io("remove", &path))?;
         }
-        self.forget_judged(None)
+        self.forget_judged(&[])
     }
 
     fn sweep(&self) -> Result<(), TrainerError> {
@@ -171,15 +171,15 @@ impl RunFolder {
         checkpoint::publish(&self.root.join(name), &self.origin, fill)
     }
 
-    /// Removes policies that were judged, but for that of `keep`.
+    /// Removes policies that were judged, but for those of `keep`.
     ///
     /// # Errors
     /// [`TrainerError::Io`].
-    pub fn forget_judged(&self, keep: Option<u64>) -> Result<(), TrainerError> {
-        let kept = keep.map(step_name);
+    pub fn forget_judged(&self, keep: &[u64]) -> Result<(), TrainerError> {
+        let kept: Vec<_> = keep.iter().copied().map(step_name).collect();
         for name in checkpoint::entry_names(&self.root)? {
             let of = name.strip_prefix(JUDGED);
-            if of.is_some_and(|of| Some(of) != kept.as_deref()) {
+            if of.is_some_and(|of| kept.iter().all(|kept| kept != of)) {
                 let path = self.root.join(&name);
                 fs::remove_dir_all(&path).map_err(TrainerError::io("remove", &path))?;
             }

@@ -19,6 +19,7 @@ use crate::checkpoint::{Origin, hex_digest};
 use crate::data::collect::spec_of_env;
 use crate::expert_rollout::{Experts, chunked};
 use crate::interactive::Interactive;
+use crate::labels::LabelStore;
 use crate::observe::{MetricsFile, ProgressBar, Report, TensorBoard};
 use crate::observer::{Observers, TrainEvent};
 use crate::off_policy::{Turns, train_off_policy};
@@ -29,7 +30,7 @@ use crate::rl_build::{grpo, judge, policy, ppo, rollouts, surroundings};
 use crate::rl_config::{RlConfig, RolloutConfig};
 use crate::rl_state::{self, RlState};
 use crate::rollout::{Plan, RolloutOptions, RolloutState, Rollouts, SeatState};
-use crate::round::Around;
+use crate::round::{Around, Rhythm};
 use crate::run::{RESOLVED_FILE, RunFolder, VIDEOS_DIR};
 use crate::stop::StopFlag;
 use crate::{EpisodeRecord, TrainerError};
@@ -346,57 +347,70 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         spec.cameras.clear();
     }
     let loops = Interactive {
-        config: &config.dagger,
-        seed: config.seed,
-        place: &around.place,
-        spec,
-        schedule: &schedule,
-        episodes: if config.eval.every > 0 { config.eval.episodes } else { 0 },
-        keep_last: config.train.keep_last,
-        max_dropped: config.train.max_dropped,
+        labels: LabelStore {
+            config: &config.dagger,
+            spec,
+            schedule: &schedule,
+            seed: config.seed,
+            cloned: begins.is_some(),
+        },
+        // Its updates are rounds, each of them worth a line and a checkpoint.
+        rhythm: Rhythm {
+            total: u64::from(config.dagger.iterations),
+            log_every: 1,
+            save_every: 1,
+            ..config.rhythm()
+        },
         model: config.policy.model.clone(),
         device: device(config.device)?,
     };
     let from_nothing = begins.is_none();
     let mut learner = begins.map(|policy| loops.learner(policy)).transpose()?;
+    let mut experts = Experts::new(&around.place)?;
     let stop = stop_on_signals()?;
     let (run, mut state) = open(args, &config)?;
     if let Some((update, path)) = run.newest()?.filter(|_| args.resume) {
         state = loops.load(&path, &mut learner)?;
         tracing::info!(update, checkpoint = %path.display(), "resuming");
     }
-    let mut observers = observers(&run);
-    around.acting.film_into(&run.root().join(VIDEOS_DIR));
-    let (update, total) = (state.update, loops.rounds());
-    observers.notify(&TrainEvent::Started { update, total, name: &config.name });
+    let (mut observers, videos) = (observers(&run), run.root().join(VIDEOS_DIR));
+    around.acting.film_into(&videos);
+    let mut acting = around.acting;
+    let mut around = Around {
+        acting: Some(&mut acting),
+        judge: judge(&config, &videos, loops.device, &stop)?,
+        run: &run,
+        observers: &mut observers,
+        stop: &stop,
+    };
+    around.started(&mut state, &loops.rhythm)?;
     // What began from nothing is compared with the clone of the expert that it is after the first round.
     let first = u64::from(from_nothing);
     let mut end = End::Complete;
-    let mut train = |until, learner: &mut _, state: &mut _, acting: &mut Acting| {
-        let acting = Some(acting);
-        loops.train(until, learner, &mut rollouts, acting, &run, state, &mut observers, &stop)
+    let mut train = |until, learner: &mut _, state: &mut _, around: &mut _| {
+        loops.train(until, learner, &mut rollouts, &mut experts, state, around)
     };
     if state.update < first {
-        end = train(first, &mut learner, &mut state, &mut around.acting)?;
+        end = train(first, &mut learner, &mut state, &mut around)?;
     }
     let n = config.eval.final_episodes;
     let mut before = None;
-    if let Some(bc) = &mut learner {
-        describe(&run, &config, total, bc.model().params().count())?;
+    if let (Some(bc), Some(acting)) = (&mut learner, around.acting.as_deref_mut()) {
+        describe(&run, &config, loops.rhythm.total, bc.model().params().count())?;
         let fresh = state.update == first;
-        before = self::before(&run, &mut around.acting, &config, fresh, &stop, |acting| {
+        before = self::before(&run, acting, &config, fresh, &stop, |acting| {
             bc.averaged(|policy| acting.records(policy, "final", n, &stop))
         })?;
     }
     if end != End::Interrupted {
-        end = train(total, &mut learner, &mut state, &mut around.acting)?;
+        end = train(loops.rhythm.total, &mut learner, &mut state, &mut around)?;
     }
     let (End::Complete | End::Patience, Some(bc)) = (end, learner.as_mut()) else {
         return Ok(interrupted("dagger", args, state.update, &mut observers));
     };
     let after = bc.averaged(|policy| {
         run.publish("final", |dir| Ok(save_policy(policy, dir)?))?;
-        if n == 0 { Ok(None) } else { around.acting.records(policy, "final", n, &stop) }
+        if n == 0 { Ok(None) } else { acting.records(policy, "final", n, &stop) }
     })?;
     conclude("dagger", args, &run, before, after, &state, &mut observers, &stop)
 }

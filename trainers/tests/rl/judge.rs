@@ -31,11 +31,23 @@ fn verdicts(run: &Path) -> BTreeMap<u64, (f64, f64)> {
 
 #[test]
 fn in_the_background_the_verdicts_and_the_best_policy_are_the_same() {
+    agree("ppo", &["train.updates=5"]);
+}
+
+#[test]
+fn in_the_background_daggers_verdicts_and_best_policy_are_the_same() {
+    let rounds = ["dagger.iterations=5", "dagger.episodes=2", "dagger.updates=2"];
+    agree("dagger", &[&rounds[..], &["dagger.batch_size=8", "dagger.max_lead=4"]].concat());
+}
+
+/// Runs `algorithm` with judgements after 2, 4 and 5 updates, in between and in the background.
+fn agree(algorithm: &str, settings: &[&str]) {
     let runs = [false, true].map(|background| {
         let root = tempfile::tempdir().unwrap();
-        let sets = ["eval.every=2", "eval.episodes=4", "train.updates=5"].map(str::to_owned);
-        let background = format!("eval.background={background}");
-        program(root.path(), "ppo", &[&sets[..], &[background]].concat());
+        let mut sets: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        sets.extend(["eval.every=2", "eval.episodes=4"].map(str::to_owned));
+        sets.push(format!("eval.background={background}"));
+        program(root.path(), algorithm, &sets);
         root
     });
     let [there, aside] = runs.each_ref().map(|root| root.path().join("run"));

@@ -86,8 +86,33 @@ fn config(sets: &[&str]) -> RlConfig {
 
 /// Runs the program `train` on the tiny settings, into `root/run`.
 fn program(root: &Path, algorithm: &str, sets: &[String]) {
+    run_program(root, algorithm, sets, &SETTINGS.replace("SQUASH", "false"));
+}
+
+/// [`program`] of a policy that `sets` name, instead of a new one.
+fn program_from(root: &Path, algorithm: &str, sets: &[String]) {
+    run_program(root, algorithm, sets, &settings_without_model());
+}
+
+fn settings_without_model() -> String {
+    let (before, model) = SETTINGS.split_once("[policy.model]").unwrap();
+    let (_, after) = model.split_once("[rollout]").unwrap();
+    format!("{before}[rollout]{after}")
+}
+
+fn run_program(root: &Path, algorithm: &str, sets: &[String], settings: &str) {
+    let output = try_program(root, algorithm, sets, settings);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn try_program(
+    root: &Path,
+    algorithm: &str,
+    sets: &[String],
+    settings: &str,
+) -> std::process::Output {
     let path = root.join("settings.toml");
-    std::fs::write(&path, SETTINGS.replace("SQUASH", "false")).unwrap();
+    std::fs::write(&path, settings).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_train"));
     command.arg(algorithm).arg("--config").arg(&path).arg("--output-dir").arg(root.join("run"));
     // What is set later counts.
@@ -95,8 +120,7 @@ fn program(root: &Path, algorithm: &str, sets: &[String]) {
     for set in sets {
         command.args(["--set", set]);
     }
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    command.output().unwrap()
 }
 
 /// Which on-policy algorithm.
