@@ -14,6 +14,14 @@ times=()
 # Nothing here is built twice: the compiler's notes for the next build would only fill the disk.
 export CARGO_INCREMENTAL=0
 
+# What a fresh clone grows by: 2.0 GB of installations and 4.6 GB of build. A disk that fills up says so late and badly.
+need_mb=7000
+free_mb=$(df --output=avail --block-size=1M . | tail -n 1)
+if [ ! -d target/debug ] && [ "${1:-}" != lint ] && [ "$free_mb" -lt "$need_mb" ]; then
+    echo "test: $((free_mb)) MB are free, a first build with its tests needs $need_mb; remedy: free some space" >&2
+    exit 1
+fi
+
 phase() { # phase <name> <command…>: run it, remember how long it took
     local name=$1 start=$SECONDS
     shift
