@@ -185,7 +185,7 @@ impl Acting {
         let options =
             EvaluateOptions { frames: policy.needs().frames(), ..EvaluateOptions::default() };
         let mut records = Vec::with_capacity(planned);
-        let mut heart = Heartbeat::new("episodes", planned);
+        let mut heart = Heartbeat::new("episodes judged", planned);
         evaluate(self.vec.as_mut(), policy, episodes, &options, stop, &mut |finished| {
             records.push(finished);
             heart.tick(|| records.len());

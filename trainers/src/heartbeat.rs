@@ -14,7 +14,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Of `total` `what` ("episodes").
+    /// Of `total` `what` ("episodes judged").
     pub(crate) fn new(what: &'static str, total: usize) -> Self {
         let now = Instant::now();
         Self { what, total, started: now, last: now }

@@ -140,7 +140,7 @@ impl Interactive<'_> {
         let mut feed = Feed::new(loader, bc.model().params().device())?;
         let (mut loss, mut applied, mut metrics) = (0.0, 0u64, Metrics::new());
         let updates = self.labels.config.updates;
-        let mut heart = Heartbeat::new("updates", updates as usize);
+        let mut heart = Heartbeat::new("updates of this round", updates as usize);
         for done in 0..updates {
             heart.tick(|| done as usize);
             if around.stop.is_set() {

@@ -221,8 +221,8 @@ impl Rollouts {
             seat.budget = each;
         }
         let mut heart = match next {
-            Some(_) => Heartbeat::new("decisions", each * self.seats.len()),
-            None => Heartbeat::new("episodes", queue.len()),
+            Some(_) => Heartbeat::new("decisions made", each * self.seats.len()),
+            None => Heartbeat::new("episodes acted", queue.len()),
         };
         let batch = decider.batch().clamp(1, self.seats.len().max(1));
         let mut rollout = Rollout::default();

@@ -9,7 +9,7 @@ use serde_json::Value;
 use simloop_trainers::observer::{Observers, TrainEvent, TrainObserver};
 use simloop_trainers::offline::End;
 use simloop_trainers::on_policy::{Supply, train_on_policy};
-use simloop_trainers::rl_build::judge;
+use simloop_trainers::rl_build::{judge, surroundings};
 use simloop_trainers::round::{Around, Rhythm};
 use simloop_trainers::run::Existing;
 use simloop_trainers::stop::StopFlag;
@@ -69,7 +69,7 @@ fn agree(algorithm: &str, settings: &[&str]) {
     }
 }
 
-/// Remembers verdicts, and asks to stop at the checkpoint of an update.
+/// Remembers verdicts, and asks to stop when an update is told, just before its policy is to be judged.
 struct Watch {
     seen: Rc<RefCell<Vec<(u64, f64)>>>,
     stop_at: Option<(u64, StopFlag)>,
@@ -85,7 +85,7 @@ impl TrainObserver for Watch {
             TrainEvent::Evaluated { update, metrics } => {
                 self.seen.borrow_mut().push((*update, metrics["eval/mean_score"]));
             }
-            TrainEvent::Saved { update, .. } => {
+            TrainEvent::Updated { update, .. } => {
                 if let Some((at, stop)) = &self.stop_at
                     && at == update
                 {
@@ -98,8 +98,8 @@ impl TrainObserver for Watch {
     }
 }
 
-/// Trains on in `root` with a judge; what it said, and how it ended.
-fn judged(root: &Path, stop_at: Option<u64>) -> (Vec<(u64, f64)>, End) {
+/// Trains on in `root`, judged in the background or in between; what was said, and how it ended.
+fn judged(root: &Path, background: bool, stop_at: Option<u64>) -> (Vec<(u64, f64)>, End) {
     let config = config(&["eval.every=2", "eval.episodes=4", "train.updates=5"]);
     let (mut algo, mut rollouts, schedule) = parts(Kind::Ppo, &config);
     let run = run_folder(root, Existing::Overwrite.or_resume(root));
@@ -108,9 +108,12 @@ fn judged(root: &Path, stop_at: Option<u64>) -> (Vec<(u64, f64)>, End) {
     let mut observers = Observers::default();
     let stop_at = stop_at.map(|at| (at, stop.clone()));
     observers.push(Watch { seen: Rc::clone(&seen), stop_at });
+    let mut acting = surroundings(&config, false).unwrap().acting;
+    let judge = background
+        .then(|| judge(&config, &root.join("videos"), tch::Device::Cpu, &stop).unwrap().unwrap());
     let mut around = Around {
-        acting: None,
-        judge: judge(&config, &root.join("videos"), tch::Device::Cpu, &stop).unwrap(),
+        acting: Some(&mut acting),
+        judge,
         run: &run,
         observers: &mut observers,
         stop: &stop,
@@ -125,21 +128,40 @@ fn judged(root: &Path, stop_at: Option<u64>) -> (Vec<(u64, f64)>, End) {
         &mut around,
     )
     .unwrap();
+    assert!(stop.is_set() || state.judging.is_empty());
     let seen = seen.borrow().clone();
     (seen, end)
 }
 
 #[test]
 fn a_judgement_that_a_stop_interrupted_is_made_up_for() {
-    let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (expected, _) = judged(whole.path(), None);
+    let whole = tempfile::tempdir().unwrap();
+    let (expected, _) = judged(whole.path(), true, None);
     assert_eq!(expected.iter().map(|v| v.0).collect::<Vec<_>>(), [2, 4, 5]);
-    // The checkpoint of update 2 is saved while the policy of update 2 is being judged.
-    let (mut seen, end) = judged(cut.path(), Some(2));
-    assert_eq!(end, End::Interrupted);
-    let (rest, end) = judged(cut.path(), None);
-    assert_eq!(end, End::Complete);
-    seen.extend(rest);
-    seen.dedup();
-    assert_eq!(seen, expected);
+    // At 4, the judge may still be at the policy of 2.
+    for (background, stop_at) in [(true, 2), (true, 4), (false, 2), (false, 4)] {
+        let cut = tempfile::tempdir().unwrap();
+        let (mut seen, end) = judged(cut.path(), background, Some(stop_at));
+        assert_eq!(end, End::Interrupted);
+        assert!(seen.iter().all(|(update, _)| *update < 4), "{seen:?}");
+        let (rest, end) = judged(cut.path(), background, None);
+        assert_eq!(end, End::Complete);
+        seen.extend(rest);
+        seen.dedup();
+        assert_eq!(seen, expected, "in the background: {background}, stopped at {stop_at}");
+    }
+}
+
+#[test]
+fn the_last_judgement_is_made_up_for_though_nothing_is_left_to_learn() {
+    for background in [true, false] {
+        let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (expected, _) = judged(whole.path(), background, None);
+        let (mut seen, _) = judged(cut.path(), background, Some(5));
+        assert!(seen.len() < 3, "{seen:?}");
+        let (rest, end) = judged(cut.path(), background, None);
+        assert_eq!(end, End::Complete);
+        seen.extend(rest);
+        assert_eq!(seen, expected, "in the background: {background}");
+    }
 }
