@@ -178,8 +178,7 @@ impl Place {
                     privileged: privileged || !true_state.is_empty(),
                     ..LiberoConfig::default()
                 };
-                // People look through LIBERO's own camera, whatever the policy sees.
-                let viewer = LiberoConfig { cameras: Vec::new(), video: true, ..env.clone() };
+                let viewer = env.viewer();
                 let build = |env| libero_factory(install.clone(), env, true_state, *max_steps);
                 let task = |key: String| PlaceTask { key, init_states: Some(INIT_STATES) };
                 Ok(Self {

@@ -151,7 +151,7 @@ impl LiberoSuite {
                 source: "what the policy was trained on".to_owned(),
             });
         }
-        let viewer = LiberoConfig { cameras: Vec::new(), video: true, ..config.clone() };
+        let viewer = config.viewer();
         Ok(SuiteRun {
             suite: self.suite.name().to_owned(),
             seed: self.seed,

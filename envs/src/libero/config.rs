@@ -129,6 +129,14 @@ impl LiberoConfig {
         Self { task: task.into(), cameras: Vec::new(), privileged: true, ..Self::default() }
     }
 
+    /// The same simulation with a view for people: at least as large as the default, whatever the policy sees.
+    #[must_use]
+    pub fn viewer(&self) -> Self {
+        let least = Self::default().image_size;
+        let image_size = [0, 1].map(|i| self.image_size[i].max(least[i]));
+        Self { cameras: Vec::new(), video: true, image_size, ..self.clone() }
+    }
+
     /// # Errors
     /// [`EnvError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), EnvError> {
@@ -197,6 +205,18 @@ mod tests {
     use super::*;
 
     type Slip = fn(&mut LiberoConfig);
+
+    #[test]
+    fn people_see_the_same_simulation_and_no_less_than_the_policy() {
+        for (side, shown) in [(96, 256), (512, 512)] {
+            let policy = LiberoConfig { image_size: [side; 2], ..LiberoConfig::default() };
+            let viewer = policy.viewer();
+            assert!(viewer.video && viewer.cameras.is_empty() && viewer.validate().is_ok());
+            assert_eq!(viewer.image_size, [shown; 2]);
+            let LiberoConfig { cameras, video, image_size, .. } = policy.clone();
+            assert_eq!(LiberoConfig { cameras, video, image_size, ..viewer }, policy);
+        }
+    }
 
     #[test]
     fn each_slip_is_named() {

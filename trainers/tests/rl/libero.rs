@@ -11,7 +11,7 @@ use simloop_trainers::stop::StopFlag;
 
 /// Whether LIBERO is here and renders; says why not.
 fn renders() -> bool {
-    let view = LiberoConfig { cameras: Vec::new(), video: true, ..LiberoConfig::default() };
+    let view = LiberoConfig::default().viewer();
     let started = locate(&LocateOptions::default()).and_then(|at| LiberoEnv::start(&at, &view));
     if let Err(reason) = &started {
         println!("skipped: could not {reason}");
