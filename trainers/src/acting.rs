@@ -12,6 +12,7 @@ use simloop_policies::Policy;
 use simloop_policies::vla::PolicyIo;
 
 use crate::config::{EvalConfig, EvalEnv};
+use crate::cpu::TorchThreads;
 use crate::evaluate::Finished;
 use crate::heartbeat::Heartbeat;
 use crate::place::{Place, PlaceConfig, PlaceTask};
@@ -29,6 +30,7 @@ pub struct Acting {
     /// Builds an environment that shows something to people.
     viewer: EnvFactory,
     films: Option<Films>,
+    torch_threads: Option<i32>,
 }
 
 /// Where films go.
@@ -77,7 +79,14 @@ impl Acting {
     pub fn at(place: &Place, config: &EvalConfig) -> Result<Self, TrainerError> {
         let vec = place.vec(config.envs, 0)?;
         let (tasks, viewer) = (place.tasks.clone(), Arc::clone(&place.viewer));
-        Ok(Self { vec, tasks, config: config.clone(), viewer, films: None })
+        Ok(Self { vec, tasks, config: config.clone(), viewer, films: None, torch_threads: None })
+    }
+
+    /// Computes on so many threads of libtorch while it acts; `None` leaves them as they are.
+    #[must_use]
+    pub fn with_torch_threads(mut self, threads: Option<i32>) -> Self {
+        self.torch_threads = threads;
+        self
     }
 
     /// Films episodes of [`Acting::judge`] into `folder`, as many as the settings say.
@@ -185,6 +194,7 @@ impl Acting {
         let options =
             EvaluateOptions { frames: policy.needs().frames(), ..EvaluateOptions::default() };
         let mut records = Vec::with_capacity(planned);
+        let _threads = TorchThreads::hold(self.torch_threads);
         let mut heart = Heartbeat::new("episodes judged", planned);
         evaluate(self.vec.as_mut(), policy, episodes, &options, stop, &mut |finished| {
             records.push(finished);

@@ -42,6 +42,32 @@ impl CpuTime {
     }
 }
 
+/// So many threads inside one operation of libtorch for as long as this lives, and as many as before afterwards. They are
+/// the whole process's: no other thread may compute meanwhile.
+pub(crate) struct TorchThreads {
+    before: Option<i32>,
+}
+
+impl TorchThreads {
+    /// `threads`; `None` leaves them as they are.
+    pub(crate) fn hold(threads: Option<i32>) -> Self {
+        let before = threads.map(|n| {
+            let before = tch::get_num_threads();
+            tch::set_num_threads(n);
+            before
+        });
+        Self { before }
+    }
+}
+
+impl Drop for TorchThreads {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            tch::set_num_threads(before);
+        }
+    }
+}
+
 /// CPU seconds of this process, of everything it has waited for, and of all its living descendants.
 ///
 /// # Errors

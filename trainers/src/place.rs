@@ -121,7 +121,7 @@ pub struct Place {
     /// Its tasks, at least one.
     pub tasks: Vec<PlaceTask>,
     /// Whether each environment is a process of its own.
-    processes: bool,
+    pub processes: bool,
     scripted: Scripted,
 }
 

@@ -30,6 +30,20 @@ pub struct Surroundings {
     pub acting: Acting,
 }
 
+fn judges_aside(config: &RlConfig) -> bool {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let simple = matches!(config.env, PlaceConfig::Pusht { .. });
+    config.eval.every > 0 && config.eval.background.unwrap_or(simple && cores > 1)
+}
+
+/// libtorch's threads while a policy acts at `place`: one beside environments in processes of their own. An operation on
+/// several threads waits for the slowest, which waits for its core as long as a simulator has it: a decision of a ResNet beside
+/// two LIBERO processes on two cores took five times as long on two threads. `None` leaves them as they are: a judge on a
+/// thread of its own computes with them, too.
+pub fn acting_threads(config: &RlConfig, place: &Place) -> Option<i32> {
+    (place.processes && !judges_aside(config)).then_some(1)
+}
+
 /// What judges on a thread of its own, where the settings and the machine want it.
 ///
 /// # Errors
@@ -40,9 +54,7 @@ pub fn judge(
     device: tch::Device,
     stop: &StopFlag,
 ) -> Result<Option<Judge>, TrainerError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let simple = matches!(config.env, PlaceConfig::Pusht { .. });
-    if config.eval.every == 0 || !config.eval.background.unwrap_or(simple && cores > 1) {
+    if !judges_aside(config) {
         return Ok(None);
     }
     let place = Place::new(&config.env, false)?;
@@ -60,7 +72,8 @@ pub fn surroundings(config: &RlConfig, privileged: bool) -> Result<Surroundings,
     let place = Place::new(&config.env, privileged || config.reward.needs_privileged())?;
     let judged = Place::new(&config.env, false)?;
     let spec = judged.vec(1, 0)?.spec()?;
-    let acting = Acting::at(&judged, &config.eval.acting())?;
+    let acting = Acting::at(&judged, &config.eval.acting())?
+        .with_torch_threads(acting_threads(config, &judged));
     Ok(Surroundings { place, spec, acting })
 }
 
@@ -185,7 +198,7 @@ pub fn rollouts(
         max_attempts: config.rollout.max_attempts,
         clip,
     };
-    Ok(Rollouts::new(vec, options))
+    Ok(Rollouts::new(vec, options).with_torch_threads(acting_threads(config, place)))
 }
 
 /// PPO of `policy`.

@@ -26,7 +26,7 @@ use crate::off_policy::{Turns, train_off_policy};
 use crate::offline::End;
 use crate::on_policy::{Schedule, Supply, train_on_policy};
 use crate::outcome::Outcome;
-use crate::rl_build::{grpo, judge, policy, ppo, rollouts, surroundings};
+use crate::rl_build::{acting_threads, grpo, judge, policy, ppo, rollouts, surroundings};
 use crate::rl_config::{RlConfig, RolloutConfig};
 use crate::rl_state::{self, RlState};
 use crate::rollout::{Plan, RolloutOptions, RolloutState, Rollouts, SeatState};
@@ -340,7 +340,8 @@ pub(super) fn interactive(args: &RunArgs) -> Result<ExitCode, TrainerError> {
         clip: None,
     };
     let vec = around.place.vec(config.rollout.envs, config.rollout.workers)?;
-    let mut rollouts = Rollouts::new(vec, options);
+    let mut rollouts =
+        Rollouts::new(vec, options).with_torch_threads(acting_threads(&config, &around.place));
     let schedule = Schedule::new(config.seed, around.place.tasks.clone());
     let mut spec = spec_of_env(&around.spec);
     if !looks {

@@ -31,6 +31,7 @@ use simloop_policies::Decision;
 pub use reward::RewardConfig;
 
 use crate::TrainerError;
+use crate::cpu::TorchThreads;
 use crate::heartbeat::Heartbeat;
 use crate::stop::StopFlag;
 use seat::{Outcome, Seat};
@@ -163,13 +164,21 @@ pub struct Rollouts {
     vec: Box<dyn VecEnv>,
     seats: Vec<Seat>,
     options: RolloutOptions,
+    torch_threads: Option<i32>,
 }
 
 impl Rollouts {
     /// In the environments of `vec`.
     pub fn new(vec: Box<dyn VecEnv>, options: RolloutOptions) -> Self {
         let seats = (0..vec.num_envs()).map(|i| Seat::new(EnvId(i))).collect();
-        Self { vec, seats, options }
+        Self { vec, seats, options, torch_threads: None }
+    }
+
+    /// Computes on so many threads of libtorch while environments act; `None` leaves them as they are.
+    #[must_use]
+    pub fn with_torch_threads(mut self, threads: Option<i32>) -> Self {
+        self.torch_threads = threads;
+        self
     }
 
     /// N.
@@ -210,6 +219,7 @@ impl Rollouts {
         plan: Plan<'_>,
         stop: &StopFlag,
     ) -> Result<Rollout, TrainerError> {
+        let _threads = TorchThreads::hold(self.torch_threads);
         let (each, next, mut queue) = match plan {
             Plan::Decisions { each, next } => (each, Some(next), VecDeque::new()),
             Plan::Episodes(jobs) => {
