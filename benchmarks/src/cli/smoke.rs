@@ -14,8 +14,8 @@ use crate::smoke::{SmokeOptions, SmokeReport, smoke};
 #[derive(Debug, Args)]
 pub(super) struct SmokeArgs {
     /// Keep what was written in this folder, which must be empty or missing [default: a temporary one, removed].
-    #[arg(long)]
-    out: Option<PathBuf>,
+    #[arg(long, alias = "output_dir", alias = "out")]
+    output_dir: Option<PathBuf>,
     /// Episodes to judge each policy by, before and after.
     #[arg(long, default_value_t = 500)]
     episodes: u32,
@@ -45,7 +45,7 @@ pub(super) fn run(args: &SmokeArgs) -> Result<ExitCode, BenchError> {
     }
     let temporary =
         tempfile::tempdir().map_err(|e| BenchError::usage(format!("make a folder: {e}")))?;
-    let out = args.out.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let out = args.output_dir.clone().unwrap_or_else(|| temporary.path().to_owned());
     let out = std::path::absolute(&out).map_err(|e| BenchError::io(&out, &e))?;
     let stop = StopFlag::default();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
