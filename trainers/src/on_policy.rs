@@ -61,9 +61,7 @@ impl Schedule {
 
     fn job(&self, number: u64, group: u64, start: SeedTree, noise: SeedTree) -> Job {
         let task = &self.tasks[(group % self.tasks.len() as u64) as usize];
-        let seed = start.seed();
-        let (mut request, _) = task.trial(seed, "rollouts", 0);
-        request.options.init_state = task.init_states.map(|n| (seed % u64::from(n)) as u32);
+        let request = task.learned(start.seed());
         Job { number, group, request, noise: noise.child("noise") }
     }
 

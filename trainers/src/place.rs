@@ -56,6 +56,10 @@ pub enum PlaceConfig {
         /// Fields of the true state that stand in for `proprio`: for policies without images.
         #[serde(default)]
         true_state: Vec<String>,
+        /// Which of the stored initial states are learned from: the first and the end, excluded; all when left out. Judgements
+        /// begin from the first ones, so `[20, 50]` leaves twenty of each task to be judged by alone.
+        #[serde(default)]
+        learn_init_states: Option<[u32; 2]>,
         /// The Python that has LIBERO; what `make libero` made when left out.
         #[serde(default)]
         python: Option<PathBuf>,
@@ -96,9 +100,20 @@ pub struct PlaceTask {
     pub key: String,
     /// How many initial states are stored, where the simulator has such.
     pub init_states: Option<u32>,
+    /// Those that are learned from, the end excluded; nothing is learned from the others.
+    pub learn_init_states: Option<[u32; 2]>,
 }
 
 impl PlaceTask {
+    /// How an episode begins that is learned from: from one of the states that may be, by its seed `seed`.
+    pub fn learned(&self, seed: u64) -> ResetRequest {
+        let (mut request, _) = self.trial(seed, "rollouts", 0);
+        request.options.init_state = self
+            .learn_init_states
+            .map(|[first, end]| first + (seed % u64::from(end - first)) as u32);
+        request
+    }
+
     /// How trial `trial` of the episodes called `set` begins, and the root of its decisions' noise.
     pub fn trial(&self, seed: u64, set: &str, trial: u32) -> (ResetRequest, SeedTree) {
         let node = episode_seed(seed, set, &self.key, trial);
@@ -146,7 +161,11 @@ impl Place {
                 } else {
                     worker::in_process(env, *max_steps)
                 };
-                let task = |key: &str| PlaceTask { key: key.to_owned(), init_states: None };
+                let task = |key: &str| PlaceTask {
+                    key: key.to_owned(),
+                    init_states: None,
+                    learn_init_states: None,
+                };
                 Ok(Self {
                     viewer: Arc::clone(&factory),
                     factory,
@@ -162,9 +181,18 @@ impl Place {
                 image_size,
                 max_steps,
                 true_state,
+                learn_init_states,
                 python,
                 assets,
             } => {
+                if let Some([first, end]) = learn_init_states
+                    && (first >= end || *end > INIT_STATES)
+                {
+                    return Err(TrainerError::config(format!(
+                        "learn from the initial states {first} to {end} (excluded): a task has those from 0 to \
+                         {INIT_STATES} (excluded); set `env.learn_init_states`, e.g. to [20, 50]"
+                    )));
+                }
                 let install =
                     locate(&LocateOptions { python: python.clone(), assets: assets.clone() })?;
                 let ids: Vec<u32> =
@@ -180,7 +208,12 @@ impl Place {
                 };
                 let viewer = env.viewer();
                 let build = |env| libero_factory(install.clone(), env, true_state, *max_steps);
-                let task = |key: String| PlaceTask { key, init_states: Some(INIT_STATES) };
+                let learned = learn_init_states.unwrap_or([0, INIT_STATES]);
+                let task = |key: String| PlaceTask {
+                    key,
+                    init_states: Some(INIT_STATES),
+                    learn_init_states: Some(learned),
+                };
                 Ok(Self {
                     factory: build(env),
                     viewer: build(viewer),
@@ -241,4 +274,38 @@ fn libero_factory(
             Box::new(TimeLimit::new(TrueState::new(env, &true_state)?, max_steps)?)
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_learned_from_is_left_to_be_judged_by() {
+        let states = |learned: [u32; 2]| -> BTreeSet<u32> {
+            let task = PlaceTask {
+                key: "libero_spatial/0".to_owned(),
+                init_states: Some(50),
+                learn_init_states: Some(learned),
+            };
+            let judged = task.trial(0, "final", 7).0.options.init_state;
+            assert_eq!(judged, Some(7), "judgements begin from the first ones");
+            (0..2_000).filter_map(|seed| task.learned(seed).options.init_state).collect()
+        };
+        assert_eq!(states([0, 50]), (0..50).collect());
+        assert_eq!(states([20, 50]), (20..50).collect());
+        assert_eq!(states([49, 50]), [49].into());
+    }
+
+    #[test]
+    fn initial_states_that_do_not_exist_are_refused_with_the_remedy() {
+        for range in ["[20, 51]", "[20, 20]", "[30, 20]"] {
+            let settings = format!("kind = \"libero\"\nlearn_init_states = {range}");
+            let config: PlaceConfig = toml::from_str(&settings).unwrap();
+            let error = Place::new(&config, false).err().unwrap().to_string();
+            assert!(error.contains("`env.learn_init_states`"), "{error}");
+        }
+    }
 }

@@ -59,6 +59,9 @@ struct CommonArgs {
     /// Decides every initial state and all noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// The number of the first trial; LIBERO's trial k begins from stored initial state k.
+    #[arg(long, default_value_t = 0)]
+    first_trial: u32,
     /// Keep episodes that solve the task, and go on until there are enough of them.
     #[arg(long)]
     only_successes: bool,
@@ -237,8 +240,9 @@ fn record(
         } else {
             args.episodes
         };
-        let episodes: Vec<Episode> =
-            (0..attempts).map(|trial| task.episode(args.seed, suite, trial)).collect();
+        let episodes: Vec<Episode> = (0..attempts)
+            .map(|k| task.episode(args.seed, suite, args.first_trial.saturating_add(k)))
+            .collect();
         let mut kept = 0;
         collect(&episodes, options, make_env, make_policy, &mut |one| {
             if stop.is_set() {

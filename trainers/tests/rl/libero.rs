@@ -32,6 +32,7 @@ fn a_judgement_of_a_policy_that_sees_no_picture_leaves_a_film_for_people() {
         image_size: 128,
         max_steps: 12,
         true_state: fields.map(str::to_owned).to_vec(),
+        learn_init_states: None,
         python: None,
         assets: None,
     };
