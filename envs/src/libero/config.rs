@@ -213,8 +213,8 @@ mod tests {
             let viewer = policy.viewer();
             assert!(viewer.video && viewer.cameras.is_empty() && viewer.validate().is_ok());
             assert_eq!(viewer.image_size, [shown; 2]);
-            let LiberoConfig { cameras, video, image_size, .. } = policy.clone();
-            assert_eq!(LiberoConfig { cameras, video, image_size, ..viewer }, policy);
+            let LiberoConfig { cameras, image_size, video, .. } = policy.clone();
+            assert_eq!(LiberoConfig { cameras, image_size, video, ..viewer }, policy);
         }
     }
 
