@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use simloop_algos::LearnerState;
 use simloop_policies::safetensors_io;
 
@@ -41,6 +41,7 @@ pub struct RlState {
     /// Where the environments stand.
     pub rollouts: RolloutState,
     /// After how many updates the policies were that are still to be judged.
+    #[serde(deserialize_with = "open_judgements")]
     pub judging: Vec<u64>,
     /// The learner's counters.
     pub counters: std::collections::BTreeMap<String, u64>,
@@ -95,4 +96,36 @@ pub fn load(folder: &Path) -> Result<(LearnerState, RlState), TrainerError> {
         }
     }
     Ok((learner, state))
+}
+
+/// A list; in older checkpoints one number or none.
+fn open_judgements<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Found {
+        Many(Vec<u64>),
+        One(Option<u64>),
+    }
+    Ok(match Found::deserialize(from)? {
+        Found::Many(open) => open,
+        Found::One(open) => open.into_iter().collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_of_before_judgements_were_a_list_are_read() {
+        for (written, expected) in [("null", vec![]), ("40", vec![40]), ("[40, 60]", vec![40, 60])]
+        {
+            let text = format!(r#"{{"update": 61, "judging": {written}}}"#);
+            let state: RlState = serde_json::from_str(&text).unwrap();
+            assert_eq!((state.update, state.judging), (61, expected));
+        }
+        let state = RlState { judging: vec![2, 4], ..RlState::default() };
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<RlState>(&text).unwrap(), state);
+    }
 }

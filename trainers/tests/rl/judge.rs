@@ -6,10 +6,12 @@ use std::path::Path;
 use std::rc::Rc;
 
 use serde_json::Value;
+use simloop_policies::checkpoint::save_policy;
 use simloop_trainers::observer::{Observers, TrainEvent, TrainObserver};
 use simloop_trainers::offline::End;
 use simloop_trainers::on_policy::{Supply, train_on_policy};
 use simloop_trainers::rl_build::{judge, surroundings};
+use simloop_trainers::rl_state::RlState;
 use simloop_trainers::round::{Around, Rhythm};
 use simloop_trainers::run::Existing;
 use simloop_trainers::stop::StopFlag;
@@ -163,5 +165,37 @@ fn the_last_judgement_is_made_up_for_though_nothing_is_left_to_learn() {
         assert_eq!(end, End::Complete);
         seen.extend(rest);
         assert_eq!(seen, expected, "in the background: {background}");
+    }
+}
+
+#[test]
+fn of_two_judgements_that_a_stop_left_open_none_is_forgotten() {
+    let config = config(&["eval.every=2", "eval.episodes=4", "train.updates=4"]);
+    let (algo, ..) = parts(Kind::Ppo, &config);
+    for background in [true, false] {
+        let root = tempfile::tempdir().unwrap();
+        let run = run_folder(root.path(), Existing::Refuse);
+        for update in [2, 4] {
+            let folder = format!("judged-{update:08}");
+            run.publish(&folder, |dir| Ok(save_policy(algo.actor(), dir)?)).unwrap();
+        }
+        let (stop, seen) = (StopFlag::default(), Rc::default());
+        let mut observers = Observers::default();
+        observers.push(Watch { seen: Rc::clone(&seen), stop_at: None });
+        let mut acting = surroundings(&config, false).unwrap().acting;
+        let videos = root.path().join("videos");
+        let judge =
+            background.then(|| judge(&config, &videos, tch::Device::Cpu, &stop).unwrap().unwrap());
+        let mut around = Around {
+            acting: Some(&mut acting),
+            judge,
+            run: &run,
+            observers: &mut observers,
+            stop: &stop,
+        };
+        let mut state = RlState { update: 4, judging: vec![2, 4], ..RlState::default() };
+        around.started(&mut state, &config.rhythm()).unwrap();
+        assert_eq!(seen.borrow().iter().map(|v| v.0).collect::<Vec<_>>(), [2, 4]);
+        assert!(state.judging.is_empty() && root.path().join("best").exists());
     }
 }
