@@ -88,14 +88,15 @@ impl Interactive<'_> {
                 return Ok(End::Interrupted);
             }
             let source = self.labels.up_to(around.run, round)?;
-            if learner.is_none() {
+            let bc = if let Some(bc) = learner {
+                bc
+            } else {
                 let model = self.model.as_ref();
                 let model = model
                     .ok_or_else(|| TrainerError::config("say who learns: `[policy.model]`"))?;
-                *learner =
-                    Some(self.learner(self.labels.first_policy(model, &source, self.device)?)?);
-            }
-            let Some(bc) = learner else { return Ok(End::Interrupted) };
+                let policy = self.labels.first_policy(model, &source, self.device)?;
+                learner.insert(self.learner(policy)?)
+            };
             let loader = self.labels.loader(&source, bc.model(), round)?;
             let Some(mut metrics) = self.learn(bc, loader, state, around)? else {
                 return Ok(End::Interrupted);
